@@ -1,0 +1,18 @@
+"""The benchmark beside torch and transformers: both must give the same logits, tokens and losses before it times."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinykron import bench
+
+pytestmark = pytest.mark.oracle
+
+
+def test_both_engines_agree_and_are_timed():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    report = bench.engine("tiny", threads=1, repeats=1, device="cpu", train_shape=(2, 16))
+    assert not report.note
+    assert {"torch", "transformers"} <= report.machine.keys()
+    assert all(row.theirs.least > 0 and row.ratio.least > 0 for row in report.rows if row.name != "import tinykron")

@@ -1,0 +1,108 @@
+"""The house rules that a program can see: who imports what, in which order, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tinykron"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "__pycache__" not in path.parts
+}
+
+# Reading order: a file imports from those above it. A package's __init__ stands for its parts, behind the last of them.
+ORDER = """
+errors backend tensor shapes ops fused attention gradcheck nn
+kron.algebra kron.linear kron.compress kron.__init__
+models.transformer models.gpt2 models.bert models.llama models.__init__
+safetensors_file checkpoint distill exits generate optim progress data train pretrain tasks report recipes bench
+cli __init__ __main__
+""".split()
+EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full dotted name of all that a file imports, wherever in the file: `from a.b import c` is `a.b.c`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import; the package writes `from tinykron...`"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_module(name: str) -> str | None:
+    """Return which file of the package `tinykron.kron.linear.KronLinear` comes from: "kron.linear"."""
+    parts = name.split(".")
+    if parts[0] != "tinykron":
+        return None
+    for end in range(len(parts), 1, -1):
+        found = ".".join(parts[1:end])
+        if found in MODULES:
+            return found
+        if f"{found}.__init__" in MODULES:
+            return f"{found}.__init__"
+    return "__init__"
+
+
+def arrows_down(module: str, imported: list[str], order: list[str]) -> list[str]:
+    """Return the modules that `module` imports although they stand below it (or beside it: itself) in `order`."""
+    own = {found for name in imported if (found := own_module(name))}
+    return sorted(name for name in own if order.index(name) >= order.index(module) and (module, name) not in EXCEPTIONS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_upward(module):
+    assert module in ORDER, f"give {module} its place in the reading order"
+    assert not arrows_down(module, list(imports(MODULES[module])), ORDER)
+
+
+def test_an_arrow_downward_is_seen():
+    assert arrows_down("backend", ["numpy", "tinykron.tensor.Tensor", "tinykron.errors.DataError"], ORDER) == ["tensor"]
+    assert arrows_down("tensor", ["tinykron.ops"], ORDER) == []
+    assert arrows_down("errors", ["tinykron.Tensor"], ORDER) == ["__init__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_backend_knows_cupy_and_nothing_knows_torch(module):
+    allowed = {"cupy", "cupyx"} if module == "backend" else set()
+    tops = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert not tops & {"cupy", "cupyx", "torch", "transformers"} - allowed
+
+
+def test_the_backend_is_where_cupy_is_found():
+    assert "cupy" in set(imports(MODULES["backend"]))  # else the rule above is looking in the wrong way
+
+
+def test_import_is_light():
+    code = "import json, sys, tinykron; print(json.dumps([name.split('.')[0] for name in sys.modules]))"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    loaded = set(json.loads(output))
+    assert {"tinykron", "numpy"} <= loaded
+    assert not loaded & {"cupy", "matplotlib", "ml_dtypes", "rich", "safetensors", "scipy", "tokenizers", "torch"}
+
+
+@pytest.mark.parametrize("folder", ["tinykron", "tests", "lessons"])
+def test_no_file_is_long(folder):
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_every_import_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {requirement.split(">")[0] for requirement in project["dependencies"]} | {"cupy", "cupyx", "tinykron"}
+    tops = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
+    assert tops - sys.stdlib_module_names <= declared

@@ -1,0 +1,249 @@
+"""NumPy or CuPy: which one holds an array, how to move it, and the few calls that differ between the two.
+
+Everything else in tinykron asks `xp_of(array)` for the module and writes array code once. This is the only file that
+imports cupy, and it does so only when CUDA is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tinykron.errors import DeviceError
+
+Array = Any  # numpy.ndarray or cupy.ndarray: both follow the array API that we use
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library, and the calls that no two libraries spell alike."""
+
+    name: str  # "cpu", "cuda"
+    xp: Any  # the module: numpy, cupy
+    array_type: type
+    from_host: Callable[[np.ndarray], Array]
+    to_host: Callable[[Array], np.ndarray]
+    scatter_add: Callable[[Array, Any, Array], None]  # target[index] += values, repeated indices adding up
+    erf: Callable[[Array], Array]
+
+
+def _numpy_erf(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf  # imported when first used: scipy is half of tinykron's import time
+
+    return erf(x)
+
+
+CPU = Backend("cpu", np, np.ndarray, np.asarray, np.asarray, np.add.at, _numpy_erf)
+_backends: dict[str, Backend] = {"cpu": CPU}
+
+
+def register(backend: Backend) -> None:
+    """Add an array library under `backend.name`; the tests add a strict stand-in for CuPy this way."""
+    _backends[backend.name] = backend
+
+
+@cache
+def _cuda() -> Backend:
+    try:
+        import cupy
+        import cupyx
+        from cupyx.scipy.special import erf
+    except ImportError as error:
+        raise DeviceError(
+            'device "cuda" needs cupy, which is not installed: pip install "tinykron[cuda12]" or "tinykron[cuda13]"'
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f'device "cuda" needs an NVIDIA GPU with its driver: {error}') from error
+    if count == 0:
+        raise DeviceError('device "cuda" needs an NVIDIA GPU: cupy is installed but finds none')
+    return Backend("cuda", cupy, cupy.ndarray, cupy.asarray, cupy.asnumpy, cupyx.scatter_add, erf)
+
+
+def get(name: str) -> Backend:
+    """Return the backend called `name` ("cpu" or "cuda"). Raises DeviceError where this machine lacks it."""
+    if name == "cuda" and name not in _backends:
+        register(_cuda())
+    if name not in _backends:
+        raise DeviceError(f'unknown device "{name}": expected "cpu" or "cuda"')
+    return _backends[name]
+
+
+def backend_of(array: Array) -> Backend:
+    """Return the backend whose array this is. Raises DeviceError for anything that is not an array."""
+    if type(array) is np.ndarray:
+        return CPU
+    if type(array).__module__.startswith("cupy"):
+        return get("cuda")
+    for backend in _backends.values():
+        if isinstance(array, backend.array_type):
+            return backend
+    raise DeviceError(f"expected an array of {', '.join(_backends)}, found {type(array).__name__}")
+
+
+def xp_of(array: Array) -> Any:
+    """Return the module (numpy or cupy) that owns `array`."""
+    return backend_of(array).xp
+
+
+# The default device: the one documented global setting --------------------------------------------------------------
+
+_default: ContextVar[str | None] = ContextVar("device", default=None)
+
+
+def current_device() -> str:
+    """Return the name of the default device: set by `device(...)`, else by TINYKRON_DEVICE, else "cpu"."""
+    return _default.get() or os.environ.get("TINYKRON_DEVICE") or "cpu"
+
+
+class device:
+    """Set the default device, for good (`tk.device("cuda")`) or for a block (`with tk.device("cuda"):`).
+
+    New tensors and loaded models go to the default device; existing tensors stay where they are.
+    Raises DeviceError where the device is not available.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.backend = get(name)
+        self._token = _default.set(name)
+
+    def __enter__(self) -> Backend:
+        return self.backend
+
+    def __exit__(self, *_: object) -> None:
+        _default.reset(self._token)
+
+
+def to_device(array: Array, name: str | None = None) -> Array:
+    """Return `array` on device `name` (the default device if None), copying only where it has to move."""
+    target = get(name or current_device())
+    source = backend_of(array)
+    return array if source is target else target.from_host(source.to_host(array))
+
+
+def to_host(array: Array) -> np.ndarray:
+    """Return `array` as a NumPy array."""
+    return backend_of(array).to_host(array)
+
+
+def scatter_add(target: Array, index: Any, values: Array) -> None:
+    """Add `values` to `target[index]` in place; an index that occurs twice receives both values.
+
+    On CUDA the order of the additions is not fixed, so repeated indices may differ in the last bits between runs.
+    """
+    backend_of(target).scatter_add(target, index, values)
+
+
+def erf(x: Array) -> Array:
+    """Return the error function of `x`, in the dtype of `x`."""
+    return backend_of(x).erf(x)
+
+
+def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
+    """Undo a broadcast: sum away the axes that it added or stretched. An array that none made is returned as it is."""
+    extra = array.ndim - len(shape)
+    if extra < 0 or any(size not in (1, wide) for wide, size in zip(array.shape[extra:], shape, strict=True)):
+        return array
+    stretched = (extra + axis for axis, size in enumerate(shape) if size == 1)
+    return array.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
+
+
+# Row blocks on threads ----------------------------------------------------------------------------------------------
+
+BLOCK_ELEMENTS = 96 * 1024  # about what stays in a core's L2 cache while a block passes through several ufuncs
+
+
+def thread_count() -> int:
+    """Return how many threads element-wise work may use: OMP_NUM_THREADS, as BLAS reads it, else all cores."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdigit() and int(setting):
+        return int(setting)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux; others
+
+
+@cache
+def _pool() -> Any:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(max(1, thread_count() - 1), thread_name_prefix="tinykron")
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def by_rows(function: Callable[..., object], *arrays: Array, block: int | None = None, products: bool = False) -> None:
+    """Call `function` on matching blocks of rows of `arrays`, which it writes in place.
+
+    A block is small enough for the cache, and NumPy lets go of the interpreter lock, so that blocks run on all cores:
+    a GELU done so takes half the time of one done ufunc by ufunc over the whole array. On a GPU, and for small arrays,
+    it is one call. Every array has the same length, or is None and handed on. `block` is the number of rows;
+    `products` says that the function multiplies matrices: BLAS then keeps to one thread in each of ours.
+    """
+    first = arrays[0]
+    rows = len(first)
+    step = block or max(1, BLOCK_ELEMENTS * rows // max(first.size, 1))
+    if rows <= step or backend_of(first) is not CPU:
+        function(*arrays)
+        return
+    starts = iter(range(0, rows, step))  # shared by the threads: each `next` hands out one block
+    with _blas().limit(limits=1) if products else nullcontext():
+        helpers = [_pool().submit(_work, function, arrays, starts, step) for _ in range(thread_count() - 1)]
+        _work(function, arrays, starts, step)
+        for helper in helpers:
+            helper.result()
+
+
+def _work(function: Callable[..., object], arrays: Sequence[Array], starts: Iterator[int], step: int) -> None:
+    for start in starts:
+        function(*(None if array is None else array[start : start + step] for array in arrays))
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # the names that glibc's mallopt has for its settings
+_recycling: ContextVar[bool] = ContextVar("recycling", default=False)
+
+
+@contextmanager
+def recycled_memory() -> Iterator[None]:
+    """Keep what the arrays of a block free for its next arrays, rather than hand it back to the system each time.
+
+    A training step of GPT-2 124M allocates and frees over a gigabyte; fetching the pages for it from the system each
+    time takes a fifth of the step. A GPU has CuPy's memory pool for this. On a CPU it is a setting of glibc for the
+    whole process; the end of the outermost block takes it back, and returns what is free. The command line runs in such
+    a block, and so does training. Other C libraries are left as they are.
+    """
+    import ctypes
+
+    if _recycling.get():
+        yield
+        return
+    try:
+        library = ctypes.CDLL(None)
+        set_option, trim = library.mallopt, library.malloc_trim
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    set_option(MMAP_MAX, 0)  # no array in a mapping of its own, which would go when it is freed
+    set_option(TRIM_THRESHOLD, -1)
+    token = _recycling.set(True)
+    try:
+        yield
+    finally:
+        _recycling.reset(token)
+        set_option(MMAP_MAX, 65536)
+        set_option(MMAP_THRESHOLD, 32 << 20)  # where glibc's own adjustment ends
+        set_option(TRIM_THRESHOLD, 64 << 20)
+        trim(0)

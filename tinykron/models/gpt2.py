@@ -1,0 +1,204 @@
+"""GPT-2: configuration, wiring, and the names of its tensors in Hugging Face files. Radford et al. 2019."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from tinykron.backend import Array
+from tinykron.errors import CheckpointError, TinykronError
+from tinykron.models.transformer import (
+    ACTIVATIONS,
+    Attention,
+    KVCache,
+    LayerCache,
+    Mlp,
+    Name,
+    Output,
+    check_ids,
+    check_mask,
+    positive,
+)
+from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Module
+from tinykron.tensor import Tensor
+
+UNSUPPORTED = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The settings that shape a GPT-2, under the names of config.json; `extra` keeps whatever else the file says."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    tie_word_embeddings: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> GPT2Config:
+        """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
+        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name != "extra"}
+        extra = {name: value for name, value in config.items() if name not in known}
+        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            known[key] = positive(config, key, getattr(cls, key))
+        if known.get("n_inner") is not None:
+            positive(config, "n_inner")
+        if known["n_embd"] % known["n_head"]:
+            raise CheckpointError(f"n_embd {known['n_embd']} is not divisible by n_head {known['n_head']}")
+        activation = known.get("activation_function", "gelu_new")
+        if activation not in list(ACTIVATIONS):
+            raise CheckpointError(
+                f'activation_function: found "{activation}", expected one of {", ".join(ACTIVATIONS)}'
+            )
+        if not isinstance(known.get("tie_word_embeddings", True), bool):
+            raise CheckpointError(
+                f"tie_word_embeddings: expected true or false, found {known['tie_word_embeddings']!r}"
+            )
+        for key, refused in UNSUPPORTED.items():
+            if config.get(key) is refused:
+                raise CheckpointError(f"{key}: {refused} changes the mathematics and is not supported")
+        for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon"):
+            value = known.get(key, 0.1)
+            if type(value) not in (int, float) or not 0.0 <= value < 1.0:
+                raise CheckpointError(f"{key}: expected a number in [0, 1), found {value!r}")
+        return cls(**known, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json holds, in the names that transformers reads."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "extra"}
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **self.extra, **own}
+
+
+class Block(Module):
+    """Normalise, attend, add; normalise, MLP, add."""
+
+    def __init__(self, config: GPT2Config, generator: Generator) -> None:
+        width = config.n_embd
+        self.norm_1 = LayerNorm(width, config.layer_norm_epsilon)
+        self.attention = Attention(width, config.n_head, dropout=config.attn_pdrop, generator=generator)
+        self.norm_2 = LayerNorm(width, config.layer_norm_epsilon)
+        self.mlp = Mlp(width, config.n_inner or 4 * width, config.activation_function, generator)
+        self.dropout = Dropout(config.resid_pdrop)
+
+    def forward(
+        self, x_BTD: Tensor, mask_BS: Array | None, cache: LayerCache | None, return_scores: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed_BTD, scores_BHTS = self.attention(self.norm_1(x_BTD), mask_BS, cache, return_scores)
+        x_BTD = x_BTD + self.dropout(mixed_BTD)
+        return x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD))), scores_BHTS
+
+
+class GPT2(Module):
+    """GPT-2 with its language-model head, tied to the token embedding or of its own."""
+
+    def __init__(self, config: GPT2Config, generator: Generator = None) -> None:
+        self.config = config
+        self.tokenizer: Any = None  # a tokenizers.Tokenizer, where the folder has one
+        self.embedding = Embedding(config.vocab_size, config.n_embd, generator)
+        self.positions = Embedding(config.n_positions, config.n_embd, generator)
+        self.dropout = Dropout(config.embd_pdrop)
+        self.blocks = [Block(config, generator) for _ in range(config.n_layer)]
+        self.norm = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.head = None if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, generator)
+        if isinstance(generator, np.random.Generator) or generator is None:
+            for block in self.blocks:  # GPT-2 scales what enters the residual stream by its depth
+                for linear in (block.attention.output, block.mlp.down):
+                    linear.weight.data *= 1.0 / sqrt(2 * config.n_layer)
+
+    @property
+    def context(self) -> int:
+        """The largest number of positions."""
+        return self.config.n_positions
+
+    def cache(self, capacity: int) -> KVCache:
+        """Return an empty key/value cache for `capacity` positions."""
+        return KVCache(len(self.blocks), capacity)
+
+    def forward(
+        self,
+        ids_BT: Any,
+        mask_BS: Any = None,
+        *,
+        positions_BT: np.ndarray | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        attention_scores: bool = False,
+    ) -> Output:
+        """Return the logits (B, T, V) of the next token at each position, and what lies behind them.
+
+        ids_BT            whole numbers, on the host or the model's device
+        mask_BS           nonzero where a position counts, over all S = cached + T positions
+        positions_BT      places in the sequence; by default cached length, +1, +2, ...
+        cache             earlier keys and values; these T positions are added to it (use under no_grad)
+        last_only         compute the logits of the last position only
+        attention_scores  keep each layer's scores before mask and softmax
+        Raises DataError for an id outside the vocabulary, TinykronError beyond the context.
+        """
+        ids_BT = check_ids(ids_BT)
+        batch, time = ids_BT.shape
+        past = cache.length if cache else 0
+        if past + time > self.context:
+            raise TinykronError(f"{past + time} tokens are more than the model's context of {self.context}")
+        device = self.norm.weight.device
+        mask_BS = check_mask(mask_BS, (batch, past + time), device)
+        positions = np.arange(past, past + time)[None] if positions_BT is None else positions_BT
+        x_BTD = self.dropout(self.embedding(ids_BT) + self.positions(positions, "position"))
+        hidden, scores = [x_BTD], []
+        for index, block in enumerate(self.blocks):
+            layer_cache = cache.layers[index] if cache else None
+            x_BTD, scores_BHTS = block(x_BTD, mask_BS, layer_cache, attention_scores)
+            hidden.append(x_BTD)
+            scores.append(scores_BHTS)
+        hidden[-1] = self.norm(x_BTD)
+        last = hidden[-1][:, -1:] if last_only else hidden[-1]
+        logits = (self.head or self.embedding).project(last)
+        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None)
+
+
+PREFIXES = ("transformer.",)  # some checkpoints carry it before every name
+IGNORED = (r"h\.\d+\.attn\.bias", r"h\.\d+\.attn\.masked_bias")  # causal masks saved as buffers by old versions
+
+
+def names(config: GPT2Config) -> list[Name]:
+    """Return the name table: every tensor of a Hugging Face file, as transformers writes it, and our parameters in it.
+
+    GPT-2 files hold matrices (in, out), as `nn.Linear` does; `c_attn` holds query, key and value side by side.
+    """
+    inner = "n_inner" if config.n_inner else "4 n_embd"
+    tied = "lm_head.weight" if config.tie_word_embeddings else None
+    table = [
+        Name("transformer.wte.weight", ("embedding.weight",), ("vocab_size", "n_embd"), alias=tied),
+        Name("transformer.wpe.weight", ("positions.weight",), ("n_positions", "n_embd")),
+    ]
+    for i in range(config.n_layer):
+        theirs, ours = f"transformer.h.{i}", f"blocks.{i}"
+        for kind in ("weight", "bias"):
+            parts = tuple(f"{ours}.attention.{part}.{kind}" for part in ("query", "key", "value"))
+            first = 0 if kind == "weight" else 1  # a bias has the last axis only
+            table += [
+                Name(f"{theirs}.ln_1.{kind}", (f"{ours}.norm_1.{kind}",), ("n_embd",)),
+                Name(f"{theirs}.attn.c_attn.{kind}", parts, ("n_embd", "3 n_embd")[first:]),
+                Name(
+                    f"{theirs}.attn.c_proj.{kind}", (f"{ours}.attention.output.{kind}",), ("n_embd", "n_embd")[first:]
+                ),
+                Name(f"{theirs}.ln_2.{kind}", (f"{ours}.norm_2.{kind}",), ("n_embd",)),
+                Name(f"{theirs}.mlp.c_fc.{kind}", (f"{ours}.mlp.up.{kind}",), ("n_embd", inner)[first:]),
+                Name(f"{theirs}.mlp.c_proj.{kind}", (f"{ours}.mlp.down.{kind}",), (inner, "n_embd")[first:]),
+            ]
+    table += [Name(f"transformer.ln_f.{kind}", (f"norm.{kind}",), ("n_embd",)) for kind in ("weight", "bias")]
+    if not config.tie_word_embeddings:
+        untied = "config.json says tie_word_embeddings false: if the head is the token embedding, set it true"
+        table.append(Name("lm_head.weight", ("head.weight",), ("vocab_size", "n_embd"), note=untied))
+    return table

@@ -1,0 +1,174 @@
+"""What the model families share: attention with its key/value cache, the MLP, the block, the output, the name table.
+
+Letters: B batch, T query time, S key time, H heads, G key/value heads, K head width, D model width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinykron import fused
+from tinykron.attention import attention
+from tinykron.backend import Array, to_device, to_host, xp_of
+from tinykron.errors import CheckpointError, ShapeError
+from tinykron.nn import Dropout, Generator, Linear, Module
+from tinykron.tensor import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # the names that config.json uses
+    "gelu_new": fused.gelu_tanh,
+    "gelu_pytorch_tanh": fused.gelu_tanh,
+    "gelu": fused.gelu_erf,
+    "silu": fused.silu,
+    "swish": fused.silu,
+}
+
+
+@dataclass
+class Output:
+    """What a model returns."""
+
+    logits: Tensor  # (B, T, V)
+    hidden: tuple[Tensor, ...]  # L + 1 of (B, T, D): the embedding, then each block; the last one after the final norm
+    attention_scores: tuple[Tensor, ...] | None  # L of (B, H, T, S), before mask and softmax, when asked for
+
+
+@dataclass(frozen=True)
+class Name:
+    """A tensor of a checkpoint, and the parameters that it holds side by side along its last axis."""
+
+    file: str
+    ours: tuple[str, ...]
+    axes: tuple[str, ...] = ()  # what in config.json each axis comes from, for an error to say
+    alias: str | None = None  # another name for the same tensor: read where `file` is absent, dropped beside it
+    note: str = ""  # said when the tensor is missing
+
+
+class LayerCache:
+    """The keys and values that one layer has seen: (B, G, capacity, K), of which `length` positions are filled."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.keys: Array = None
+        self.values: Array = None
+
+    def append(self, k_BGTK: Array, v_BGTK: Array) -> tuple[Array, Array]:
+        """Store T more positions; return all keys and values so far, (B, G, S, K)."""
+        stop = self.length + k_BGTK.shape[2]
+        if stop > self.capacity:
+            raise ShapeError(f"key/value cache: {stop} positions, made for {self.capacity}")
+        if self.keys is None:
+            shape = (*k_BGTK.shape[:2], self.capacity, k_BGTK.shape[3])
+            self.keys, self.values = (xp_of(k_BGTK).empty(shape, dtype=k_BGTK.dtype) for _ in range(2))
+        self.keys[:, :, self.length : stop] = k_BGTK
+        self.values[:, :, self.length : stop] = v_BGTK
+        self.length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+
+class KVCache:
+    """One LayerCache per layer, for a whole generation of at most `capacity` positions."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        return self.layers[0].length
+
+
+class Attention(Module):
+    """Multi-head attention with separate query, key, value and output matrices."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        groups: int | None = None,
+        head_width: int | None = None,
+        bias: bool = True,
+        causal: bool = True,
+        dropout: float = 0.0,
+        generator: Generator = None,
+    ) -> None:
+        self.heads, self.groups = heads, groups or heads
+        self.head_width = head_width or width // heads
+        self.causal = causal
+        self.query = Linear(width, heads * self.head_width, bias, generator)
+        self.key = Linear(width, self.groups * self.head_width, bias, generator)
+        self.value = Linear(width, self.groups * self.head_width, bias, generator)
+        self.output = Linear(heads * self.head_width, width, bias, generator)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, x_BTD: Tensor, mask_BS: Array | None, cache: LayerCache | None, return_scores: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the mixed values (B, T, D) and, when asked for, the scores (B, H, T, S)."""
+        batch, time, _ = x_BTD.shape
+        q_BHTK = self._split(self.query(x_BTD), self.heads)
+        k_BGTK = self._split(self.key(x_BTD), self.groups)
+        v_BGTK = self._split(self.value(x_BTD), self.groups)
+        keys, values = (k_BGTK, v_BGTK) if cache is None else cache.append(k_BGTK.data, v_BGTK.data)
+        mixed = attention(
+            q_BHTK,
+            keys,
+            values,
+            mask_BS,
+            causal=self.causal,
+            return_scores=return_scores,
+            dropout=self.dropout.active,
+            generator=self.dropout.generator,
+        )
+        mixed_BHTK, scores_BHTS = mixed if return_scores else (mixed, None)
+        mixed_BTHK = mixed_BHTK.swapaxes(1, 2) if time > 1 else mixed_BHTK
+        return self.output(mixed_BTHK.reshape(batch, time, -1)), scores_BHTS  # the heads side by side again
+
+    def _split(self, x_BTD: Tensor, heads: int) -> Tensor:
+        """Cut the width into heads: (B, heads, T, K)."""
+        batch, time, _ = x_BTD.shape
+        if time == 1:  # decoding: a single position need not be swapped past the heads
+            return x_BTD.reshape(batch, heads, 1, self.head_width)
+        return x_BTD.reshape(batch, time, heads, self.head_width).swapaxes(1, 2)
+
+
+class Mlp(Module):
+    """Two matrices with an activation between them."""
+
+    def __init__(self, width: int, inner: int, activation: str, generator: Generator = None) -> None:
+        self.up = Linear(width, inner, generator=generator)
+        self.down = Linear(inner, width, generator=generator)
+        self.activation = activation
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))
+
+
+def check_ids(ids: Any) -> np.ndarray:
+    """Return token ids as a (B, T) host array. Raises ShapeError for anything else."""
+    ids_BT = np.asarray(ids) if isinstance(ids, (list, tuple)) else to_host(ids)
+    if ids_BT.ndim != 2 or 0 in ids_BT.shape:
+        raise ShapeError(f"token ids: expected a non-empty (batch, time) array, found shape {ids_BT.shape}")
+    return ids_BT
+
+
+def check_mask(mask: Any, shape: tuple[int, int], device: str) -> Array | None:
+    """Return a padding mask (B, S) as booleans on `device`, or None where nothing is masked."""
+    if mask is None:
+        return None
+    mask_BS = (np.asarray(mask) if isinstance(mask, (list, tuple)) else to_host(mask)) != 0
+    if mask_BS.shape != shape:
+        raise ShapeError(f"mask: expected shape {shape} (batch, all positions so far), found {mask_BS.shape}")
+    return None if mask_BS.all() else to_device(mask_BS, device)
+
+
+def positive(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Return a whole number > 0 from a configuration. Raises CheckpointError naming the key."""
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        found = "nothing" if value is None else repr(value)
+        raise CheckpointError(f"{key}: expected a whole number above 0, found {found}")
+    return value

@@ -1,0 +1,268 @@
+"""What a recipe reports: measurements of each model, as a table on the terminal, Markdown, JSON and one plot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinykron import checkpoint
+from tinykron.generate import generate
+from tinykron.kron.algebra import gaussian_energy
+from tinykron.kron.compress import KronPlan
+from tinykron.kron.linear import KronEmbedding, KronModule
+from tinykron.nn import Embedding, Linear
+from tinykron.tensor import no_grad
+from tinykron.train import History, perplexity
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model of a report."""
+
+    name: str
+    parameters: int  # all that is stored
+    parameters_without_head: int  # less the output head, where that is a matrix of its own
+    bytes: int  # of the tensor files on disk
+    flops_per_token: int  # forward, at half the context
+    reading: float  # tokens a second, forward over whole windows
+    writing: float  # tokens a second, greedy decoding of one sequence
+    perplexity: float  # held-out, per token
+    sample: str  # what it writes after the report's prompt
+
+
+@dataclass
+class Report:
+    """What one run of a recipe found."""
+
+    recipe: str
+    settings: dict[str, Any]  # what was run on what
+    models: list[Measurement]
+    plan: KronPlan
+    courses: dict[str, History] = field(default_factory=dict)  # of each student that was trained
+    prompt: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+SAMPLE_TOKENS = 48  # of each model's text in a report; fewer where the context is short
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def measure(folders: Mapping[str, str | Path], held_out: np.ndarray, prompt_ids: Sequence[int]) -> list[Measurement]:
+    """Load the models in `folders`, by name, and measure each.
+
+    held_out    (N,) token ids that no model was trained on
+    prompt_ids  of the text that each continues
+    """
+    models = {name: checkpoint.load(folder) for name, folder in folders.items()}
+    reading, writing = speeds(models, held_out, prompt_ids)
+    measured = []
+    for name, model in models.items():
+        written = generate(model, prompt_ids, max_new_tokens=_sample_tokens(model, prompt_ids), stop=())[0]
+        measured.append(
+            Measurement(
+                name=name,
+                parameters=model.parameter_count(),
+                parameters_without_head=model.parameter_count() - (model.head.parameter_count() if model.head else 0),
+                bytes=sum(path.stat().st_size for path in Path(folders[name]).glob("*.safetensors")),
+                flops_per_token=flops_per_token(model, model.context // 2),
+                reading=reading[name],
+                writing=writing[name],
+                perplexity=perplexity(model, held_out, model.context, title=f"reading held-out text, {name}"),
+                sample=model.tokenizer.decode(list(written[len(prompt_ids) :])),
+            )
+        )
+    return measured
+
+
+def flops_per_token(model: Any, position: int) -> int:
+    """Return the multiplications and additions of the matrix products of one token that sees `position` others."""
+    head = model.head or model.embedding
+    count = 0
+    for _, module in model.modules():
+        if isinstance(module, Embedding | KronEmbedding) and module is not head:
+            continue  # a row is looked up, nothing is multiplied
+        if isinstance(module, Linear | Embedding):
+            count += 2 * module.weight.size
+        elif isinstance(module, KronModule):
+            count += 2 * kron_multiplications(module)
+    attention = model.blocks[0].attention
+    return count + len(model.blocks) * 2 * 2 * attention.heads * attention.head_width * (position + 1)
+
+
+def kron_multiplications(module: KronModule) -> int:
+    """Return the multiplications per vector, in the cheaper order. KroneckerBERT eq. 7."""
+    (terms, m, n), (_, p, q) = module.a_RMN.shape, module.b_RPQ.shape
+    return terms * min(n * p * (q + m), m * q * (n + p))
+
+
+def speeds(
+    models: Mapping[str, Any], tokens: np.ndarray, prompt_ids: Sequence[int], rounds: int = 5
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return tokens a second, by model: of the forward pass, and of greedy decoding with its prompt.
+
+    The models take turns, so that a busy moment of the machine meets them all; the best of `rounds` counts.
+    """
+    reading, writing = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
+    with no_grad():
+        for turn in range(rounds + 1):
+            for name, model in models.items():
+                ids_BT = np.resize(tokens, (4, min(model.context, 256))).astype(np.int64)
+                count = _sample_tokens(model, prompt_ids)
+                start = time.perf_counter()
+                model(ids_BT).logits.numpy()
+                middle = time.perf_counter()
+                generate(model, prompt_ids, max_new_tokens=count, stop=())
+                read, write = ids_BT.size / (middle - start), count / (time.perf_counter() - middle)
+                if turn:  # the first warms up
+                    reading[name], writing[name] = max(reading[name], read), max(writing[name], write)
+    return reading, writing
+
+
+def _sample_tokens(model: Any, prompt_ids: Sequence[int]) -> int:
+    return min(SAMPLE_TOKENS, model.context - len(prompt_ids))
+
+
+# Showing --------------------------------------------------------------------------------------------------------------
+
+HEADINGS = (
+    "",
+    "parameters",
+    "without head",
+    "bytes on disk",
+    "MFLOPs/token",
+    "read tok/s",
+    "write tok/s",
+    "perplexity",
+)
+
+
+def cells(row: Measurement) -> list[str]:
+    return [
+        row.name,
+        f"{row.parameters:,}",
+        f"{row.parameters_without_head:,}",
+        f"{row.bytes:,}",
+        f"{row.flops_per_token / 1e6:.2f}",
+        f"{row.reading:,.0f}",
+        f"{row.writing:,.0f}",
+        f"{row.perplexity:.2f}",
+    ]
+
+
+def energy_rows(plan: KronPlan) -> list[list[str]]:
+    """Return, for each factorised matrix: name, shapes, share of its norm kept, and what a Gaussian matrix keeps."""
+    rows = []
+    for name, choice in plan.items():
+        (m, n), (p, q) = choice.shape, choice.other
+        gaussian = gaussian_energy(choice.dense, choice.shape, choice.terms)
+        kept = "" if choice.energy is None else f"{choice.energy:.3f}"
+        rows.append([name, f"{choice.dense[0]}x{choice.dense[1]}", f"{m}x{n} (x) {p}x{q}", kept, f"{gaussian:.3f}"])
+    return rows
+
+
+ENERGY_HEADINGS = ("matrix", "shape", "factors", "kept", "Gaussian")
+
+
+def render(report: Report) -> str:
+    """Return the report as text for a terminal: two tables, the samples, the notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    text = StringIO()
+    console = Console(file=text, width=max(100, shutil.get_terminal_size((120, 0)).columns))
+    for title, headings, rows in (
+        (f"tinykron run {report.recipe}", HEADINGS, [cells(row) for row in report.models]),
+        ("energy kept per matrix: the share of its norm", ENERGY_HEADINGS, energy_rows(report.plan)),
+    ):
+        table = Table(title=title, title_justify="left")
+        for column, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if column and headings is HEADINGS else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    lines = [f"after {report.prompt!r}:", *(f"  {row.name}: {row.sample!r}" for row in report.models)]
+    console.print("\n".join([*lines, *report.notes]), markup=False, highlight=False)
+    return text.getvalue()
+
+
+def markdown(report: Report) -> str:
+    """Return the report as Markdown; the plot lies beside it as report.png."""
+    lines = [f"# tinykron run {report.recipe}", ""]
+    lines += [*_markdown_table(HEADINGS, [cells(row) for row in report.models]), ""]
+    lines += ["![perplexity while training, and against size](report.png)", ""]
+    lines += ["## What was run", "", *(f"- {key}: {value}" for key, value in report.settings.items()), ""]
+    lines += [*report.notes, ""]
+    lines += ["## Energy kept per matrix", ""]
+    lines += ["The share of a matrix's norm that its factors keep, and what they would keep of Gaussian noise.", ""]
+    lines += [*_markdown_table(ENERGY_HEADINGS, energy_rows(report.plan)), ""]
+    lines += ["## Samples", "", "Greedy text after the prompt:", "", *_quoted(report.prompt)]
+    for row in report.models:
+        lines += ["", f"**{row.name}**", "", *_quoted(row.sample)]
+    return "\n".join([*lines, ""])
+
+
+def _quoted(text: str) -> list[str]:
+    return ["```text", text.replace("```", "'''"), "```"]
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *body]
+
+
+def as_json(report: Report) -> str:
+    """Return the report as JSON text, the course of each training included."""
+    content: Mapping[str, Any] = {
+        "recipe": report.recipe,
+        "settings": report.settings,
+        "models": [asdict(row) for row in report.models],
+        "energy": [dict(zip(ENERGY_HEADINGS, row, strict=True)) for row in energy_rows(report.plan)],
+        "plan": json.loads(report.plan.to_json()),
+        "courses": {name: asdict(history) for name, history in report.courses.items()},
+        "prompt": report.prompt,
+        "notes": report.notes,
+    }
+    return json.dumps(content, indent=2)
+
+
+def plot(report: Report, path: str | Path) -> None:
+    """Draw the cross-entropy of each student while it trained, and perplexity against parameters, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = {row.name: f"C{number}" for number, row in enumerate(report.models)}
+    for name, history in report.courses.items():
+        course = [terms["cross_entropy"] for terms in history.terms if "cross_entropy" in terms]
+        tokens = np.arange(1, len(course) + 1) * history.settings.tokens_per_step
+        left.plot(tokens, course, label=name, color=colours.get(name))
+    left.set(xlabel="tokens trained on", ylabel="cross-entropy, nats per token", title="light training")
+    left.legend()
+    for row in report.models:
+        place = row.parameters / 1e6, row.perplexity
+        right.scatter(*place, color=colours[row.name], zorder=2)
+        right.annotate(row.name, place, xytext=(6, 6), textcoords="offset points")
+    right.set(xlabel="parameters, millions", ylabel="held-out perplexity", title="size and quality", yscale="log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter("{x:g}")
+    right.margins(x=0.25, y=0.15)
+    right.grid(alpha=0.3)
+    figure.savefig(path, format="png", dpi=110)
+
+
+def write(report: Report, folder: str | Path) -> None:
+    """Write report.md, report.json and report.png into a folder."""
+    folder = Path(folder)
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "report.json").write_text(as_json(report), encoding="utf-8")
+    plot(report, folder / "report.png")

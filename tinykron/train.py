@@ -1,0 +1,287 @@
+"""The training loop: batches, schedule, clipping, progress, checkpoints; and perplexity.
+
+A step's batch and dropout masks depend on (seed, step) alone. So the parameters, the optimiser's slots and the number
+of the step are all there is to save, and a run that was killed continues to the very same bits on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from math import exp, inf, isfinite, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinykron import data, fused, safetensors_file
+from tinykron.backend import recycled_memory, to_host
+from tinykron.distill import Losses, layer_map, side_by_side
+from tinykron.errors import CheckpointError, TinykronError
+from tinykron.nn import Module, seed_dropout
+from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
+from tinykron.progress import Progress
+from tinykron.tensor import no_grad
+
+CHECKPOINT = "training.safetensors"
+LEAST = {  # of each setting that is a whole number
+    "steps": 1, "batch": 1, "context": 1, "accumulate": 1, "checkpoint_every": 1,
+    "warmup": 0, "seed": 0, "evaluate_every": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Tokens per step: batch * context * accumulate."""
+
+    steps: int
+    batch: int = 16
+    context: int = 256
+    accumulate: int = 1  # batches whose gradients are averaged before a step
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    warmup: int = 0
+    floor: float = 0.1  # where the schedule ends, as a share of lr
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 100
+    evaluate_every: int = 0  # 0: only at the end
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise TinykronError(
+                    f"training setting {name}: found {value!r}, expected a whole number from {least} on"
+                )
+        for name in ("lr", "floor", "weight_decay", "clip"):
+            value = getattr(self, name)
+            if not _number(value) or value < 0.0 or (name == "clip" and not value):
+                limit = "above 0" if name == "clip" else "from 0 on"
+                raise TinykronError(f"training setting {name}: found {value!r}, expected a number {limit}")
+        pair = self.betas if isinstance(self.betas, tuple) else ()
+        if len(pair) != 2 or not all(_number(beta) and 0.0 <= beta < 1.0 for beta in pair):
+            raise TinykronError(f"training setting betas: found {self.betas!r}, expected two numbers in [0, 1)")
+        schedule(self.schedule, self.steps, self.warmup, self.floor)  # refuses what it does not know
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.context * self.accumulate
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+@dataclass
+class History:
+    """What a training went through."""
+
+    settings: Settings
+    steps: int = 0  # done
+    terms: list[dict[str, float]] = field(default_factory=list)  # of each step, before weighting
+    gradient_norms: list[float] = field(default_factory=list)  # of each step, before clipping
+    perplexities: list[tuple[int, float]] = field(default_factory=list)  # (steps done, held-out perplexity)
+    inputs: str = ""  # fingerprint of the text, the teacher and the losses: a run continues on the same alone
+    interrupted: bool = False  # stopped by Ctrl-C; the checkpoint holds the last whole step
+
+
+def fit(
+    student: Module,
+    tokens: np.ndarray,
+    settings: Settings,
+    *,
+    teacher: Module | None = None,
+    losses: Losses | None = None,
+    layers: Sequence[int] | None = None,
+    held_out: np.ndarray | None = None,
+    folder: str | Path | None = None,
+    title: str = "training",
+) -> History:
+    """Train `student` in place on random windows of `tokens`, on the text alone or beside a teacher.
+
+    tokens    (N,) token ids; held_out, likewise, is evaluated as the settings say and at the end
+    losses    what counts; by default the cross-entropy alone without a teacher, and all four terms with one
+    layers    the teacher's layer for each of the student's; by default every k-th
+    folder    where checkpoints go: a run found there, of the same settings on the same inputs, is continued
+    Ctrl-C finishes the step, writes a checkpoint and returns. Raises TinykronError if the loss becomes NaN or infinite.
+    """
+    losses = losses or (Losses() if teacher is not None else Losses(0.0, 0.0, 0.0, 1.0))
+    if teacher is None and losses.needs_teacher:
+        raise TinykronError("fit: the losses compare with a teacher, and none is given")
+    if teacher is not None:
+        teacher.eval()
+        layers = layers or layer_map(len(student.blocks), len(teacher.blocks))  # type: ignore[attr-defined]
+    optimiser = AdamW(decay_groups(student, settings.weight_decay), settings.lr, settings.betas)
+    factor = schedule(settings.schedule, settings.steps, settings.warmup, settings.floor)
+    history = History(settings, inputs=_fingerprint(tokens, teacher, losses, layers or ()))
+    path = Path(folder) / CHECKPOINT if folder else None
+    if path and path.exists():
+        _resume(path, student, optimiser, history)
+    kept = history.steps  # as many as the checkpoint holds
+    student.train()
+    total, done = (steps * settings.tokens_per_step for steps in (settings.steps, history.steps))
+    with recycled_memory(), _interruptible() as stop, Progress(title, total, "tokens", done) as progress:
+        while history.steps < settings.steps and not stop.is_set():
+            step = history.steps
+            optimiser.lr = settings.lr * factor(step)
+            terms = _gradients(student, teacher, tokens, settings, losses, layers or (), step)
+            history.terms.append(terms)
+            history.gradient_norms.append(clip_gradients(student.parameters(), settings.clip))
+            if not all(map(isfinite, (*terms.values(), history.gradient_norms[-1]))):
+                raise TinykronError(f"{title}: the loss became {terms} at step {step}; try a lower learning rate")
+            optimiser.step()
+            history.steps += 1
+            last = history.steps == settings.steps
+            due = settings.evaluate_every and history.steps % settings.evaluate_every == 0
+            if held_out is not None and (last or due):
+                history.perplexities.append((history.steps, perplexity(student, held_out, settings.context)))
+            note = [f"{name} {value:.3f}" for name, value in terms.items()]
+            note += [f"held-out perplexity {value:.2f}" for _, value in history.perplexities[-1:]]
+            progress.advance(settings.tokens_per_step, ", ".join(note))
+            if path and (last or history.steps % settings.checkpoint_every == 0):
+                _save(path, student, optimiser, history)
+                kept = history.steps
+        if path and history.steps > kept:  # Ctrl-C came between two checkpoints
+            _save(path, student, optimiser, history)
+        history.interrupted = stop.is_set() and history.steps < settings.steps
+    student.zero_grad()
+    student.eval()
+    return history
+
+
+def _gradients(
+    student: Module,
+    teacher: Module | None,
+    tokens: np.ndarray,
+    settings: Settings,
+    losses: Losses,
+    layers: Sequence[int],
+    step: int,
+) -> dict[str, float]:
+    """Fill the gradients of one step; return the terms, averaged over its batches."""
+    student.zero_grad()
+    sums: dict[str, float] = {}
+    generator = np.random.default_rng((settings.seed, step))
+    seed_dropout(student, settings.seed, step)
+    for _ in range(settings.accumulate):
+        inputs_BT, targets_BT = data.sample_batch(tokens, settings.batch, settings.context, generator)
+        loss, terms = side_by_side(student, teacher, inputs_BT, targets_BT, losses, layers)
+        (loss * (1.0 / settings.accumulate)).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value / settings.accumulate
+    return sums
+
+
+def perplexity(
+    model: Any, tokens: np.ndarray, context: int, batch: int | None = None, stride: int | None = None, title: str = ""
+) -> float:
+    """Return exp(mean cross-entropy per token) over `tokens`: every token but the first is predicted once.
+
+    Infinity where that is beyond the largest float. Windows of `context` tokens start `stride` (default: context)
+    apart; a token is predicted from those before it in its window. `batch` windows go at once; by default as many as
+    make about 2,048 tokens, whose logits stay in bounds with a vocabulary of 50,257. With a `title`, progress is shown.
+    """
+    training = model.training
+    model.eval()
+    inputs_WT, targets_WT = data.windows(tokens, context, stride)
+    batch = batch or max(1, 2048 // context)
+    nats, count = 0.0, 0
+    with no_grad(), Progress(title, len(inputs_WT), "windows") if title else nullcontext() as progress:
+        for start in range(0, len(inputs_WT), batch):
+            targets_BT = targets_WT[start : start + batch]
+            counted = int((targets_BT != data.IGNORED).sum())
+            loss = fused.cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED)
+            nats, count = nats + loss.item() * counted, count + counted
+            if progress:
+                progress.advance(len(targets_BT))
+    model.train(training)
+    mean = nats / count
+    return exp(mean) if mean < log(sys.float_info.max) else inf
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event that the loop looks at; a second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Checkpoints: one file, written to a temporary name and renamed, so that there is always a whole one ------------------
+
+
+def _save(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
+    arrays = {f"model.{name}": to_host(array) for name, array in student.state_dict().items()}
+    arrays |= {f"optimiser.{name}": to_host(array) for name, array in optimiser.state_dict().items()}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors_file.write(temporary, arrays, {"history": json.dumps(asdict(history))})
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise CheckpointError(f"{path}: cannot write the training checkpoint: {error}") from error
+
+
+def _fingerprint(tokens: np.ndarray, teacher: Module | None, losses: Losses, layers: Sequence[int]) -> str:
+    """Return a digest that differs wherever a run would go another way, beyond its settings and its student."""
+    digest = hashlib.blake2b(repr((losses, list(layers))).encode(), digest_size=16)
+    digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
+    for name, array in teacher.state_dict().items() if teacher else ():
+        digest.update(name.encode())
+        digest.update(to_host(array).tobytes())
+    return digest.hexdigest()
+
+
+def _resume(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
+    """Continue from a checkpoint. Raises CheckpointError if it is damaged, or comes from another run."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            saved = json.loads((file.metadata() or {})["history"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no dict
+        then, steps, terms, norms = (saved[key] for key in ("settings", "steps", "terms", "gradient_norms"))
+        perplexities = [(step, value) for step, value in saved["perplexities"]]
+        now = json.loads(json.dumps(asdict(history.settings)))
+        changed = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+        changed += [] if saved["inputs"] == history.inputs else ["another text, teacher or losses"]
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a training checkpoint: {error}") from error
+    if changed:
+        raise CheckpointError(
+            f"{path}: belongs to another run ({', '.join(changed)}); use another folder, or remove it"
+        )
+    try:
+        student.load_state_dict(_part(arrays, "model."))
+        optimiser.load_state_dict(_part(arrays, "optimiser."), steps)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: belongs to another model: {error}") from error
+    history.steps, history.terms, history.gradient_norms, history.perplexities = steps, terms, norms, perplexities
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
