@@ -151,7 +151,8 @@ def test_a_crash_between_two_checkpoints_repeats_the_steps_since(short, tmp_path
     with pytest.raises(RuntimeError, match="the power went"):
         fit(scripted(at(crash_in, crash)), TOKENS, plan, folder=tmp_path)
     assert steps_in(tmp_path / CHECKPOINT) == 2 * ((crash_in - 1) // 2)
-    (tmp_path / f"{CHECKPOINT}.tmp").write_bytes(b"half a checkpoint")  # as a kill may leave one
+    (tmp_path / f"{CHECKPOINT}.tmp").mkdir()
+    (tmp_path / f"{CHECKPOINT}.tmp" / ".tmpx1Y2z3").write_bytes(b"half a checkpoint")  # as a kill may leave one
     model = unstable_gpt2()
     fit(model, TOKENS, plan, folder=tmp_path)
     assert_same_bits(model, short)

@@ -6,6 +6,8 @@ The safetensors library reads and writes; here its faults, and one that it lets 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +60,26 @@ def contents(path: Path) -> dict[str, Stored]:
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write host arrays by name, and texts by name. Raises OSError, with the library's words, if that fails."""
+    """Write host arrays by name, and texts by name; the file is replaced when all is written.
+
+    The library writes to a name that it draws, and renames. In a folder of ours, `<name>.tmp`, what a kill leaves of it
+    is found by the next write, which starts that folder anew. Raises OSError, with the library's words, if that fails.
+    """
     import ml_dtypes  # noqa: F401
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:  # the library takes an array's first address and its size on trust: it must lie in C order
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path, dict(metadata or {}))
+        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        save_file(contiguous, temporary / path.name, dict(metadata or {}))
+        os.replace(temporary / path.name, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _opened(path: Path) -> Any:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import exp, inf, isfinite, log
 from pathlib import Path
@@ -229,20 +228,16 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-# Checkpoints: one file, written to a temporary name and renamed, so that there is always a whole one ------------------
+# Checkpoints: one file, replaced as a whole, so that there is always a whole one ---------------------------------------
 
 
 def _save(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
     arrays = {f"model.{name}": to_host(array) for name, array in student.state_dict().items()}
     arrays |= {f"optimiser.{name}": to_host(array) for name, array in optimiser.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors_file.write(temporary, arrays, {"history": json.dumps(asdict(history))})
-        os.replace(temporary, path)
+        safetensors_file.write(path, arrays, {"history": json.dumps(asdict(history))})
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise CheckpointError(f"{path}: cannot write the training checkpoint: {error}") from error
 
 
