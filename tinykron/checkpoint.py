@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,20 @@ class Family:
     model: Callable[[Any, Unset], Any]
     names: Callable[[Any], list[Name]]
     prefixes: tuple[str, ...]  # that may stand before a tensor's name, or be left out
-    ignored: tuple[str, ...]  # patterns of whole names, without prefix, that hold no parameters
+    ignored: Callable[[Any], tuple[str, ...]]  # patterns of whole names, without prefix, that fill no parameter
+    absent: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] = lambda config, names: config
+    # what config.json leaves open and the names of the tensors, without prefix, tell
 
 
-FAMILIES = {"gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.IGNORED)}
+FAMILIES = {
+    "gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.ignored),
+}
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
-def load(folder: str | os.PathLike[str]) -> gpt2.GPT2:
+def load(folder: str | os.PathLike[str]) -> Any:
     """Return the model in a folder: float32, on the default device, in evaluation mode.
 
     folder  config.json with a known model_type; model.safetensors, or model.safetensors.index.json and its shards;
@@ -64,12 +68,14 @@ def load(folder: str | os.PathLike[str]) -> gpt2.GPT2:
     own = config.pop("tinykron", {})
     if not isinstance(own, dict):
         raise CheckpointError(f"{folder / CONFIG}: tinykron: expected an object, found {own!r}")
+    family = FAMILIES[kind]
+    path, tensors = _tensors(folder)
+    config = family.absent(config, {_without_prefix(name, family) for name in tensors})
     try:
-        model = _build(FAMILIES[kind], config, KronPlan.from_json(json.dumps(own["kron"])) if "kron" in own else None)
+        model = _build(family, config, KronPlan.from_json(json.dumps(own["kron"])) if "kron" in own else None)
     except (MemoryError, ValueError) as error:  # NumPy's for sizes beyond all reason, and our own
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    path, tensors = _tensors(folder)
-    _fill(model, FAMILIES[kind], tensors, path)
+    _fill(model, family, tensors, path)
     model.tokenizer = _tokenizer(folder / TOKENIZER)
     return model.eval()
 
@@ -122,15 +128,16 @@ def _tensors(folder: Path) -> tuple[Path, dict[str, Stored]]:
     return index, {name: shards[place][name] for name, place in places.items()}
 
 
-def _fill(model: Module, family: Family, tensors: Mapping[str, Stored], path: Path) -> None:
+def _fill(model: Any, family: Family, tensors: Mapping[str, Stored], path: Path) -> None:
     """Fill every parameter once from the tensors of a checkpoint, or say all that does not fit."""
     own = dict(model.named_parameters())
     table = _table(family, model)
+    ignored = family.ignored(model.config)
     found: dict[str, Stored] = {}
     missing, unexpected, wrong, pairs = [], [], [], []
     for key, tensor in tensors.items():
         bare = _without_prefix(key, family)
-        if any(re.fullmatch(pattern, bare) for pattern in family.ignored):
+        if any(re.fullmatch(pattern, bare) for pattern in ignored):
             continue
         if bare in found:  # once with the prefix and once without
             unexpected.append(key)
@@ -144,14 +151,15 @@ def _fill(model: Module, family: Family, tensors: Mapping[str, Stored], path: Pa
         elif fault := _fault(stored, name, parameters):
             wrong.append(fault)
         else:
-            pairs.append((stored, parameters))
+            pairs.append((stored, name, parameters))
     message = mismatch(missing, unexpected + [tensor.name for tensor in found.values()], wrong)
     if message:
         raise CheckpointError(f"{path} does not fit {CONFIG}\n{message}")
-    for stored, parameters in pairs:
+    for stored, name, parameters in pairs:
         for rows, values in stored.blocks():
             for parameter, part in zip(parameters, _parts(values, parameters), strict=True):
-                parameter.data[rows] = to_device(part, parameter.device)
+                target = parameter.data.T if name.transposed else parameter.data
+                target[rows] = to_device(part, parameter.device)
 
 
 def _table(family: Family, model: Any) -> list[Name]:
@@ -169,6 +177,7 @@ def _without_prefix(name: str, family: Family) -> str:
 def _fault(stored: Stored, name: Name, parameters: Sequence[Parameter]) -> str:
     """Return why a stored tensor cannot fill the parameters, "" if it can."""
     shape = (*parameters[0].shape[:-1], sum(parameter.shape[-1] for parameter in parameters))
+    shape = shape[::-1] if name.transposed else shape
     if stored.shape != shape:
         axes = name.axes
         if len(stored.shape) == len(shape) == len(axes):
@@ -203,7 +212,7 @@ def _tokenizer(path: Path) -> Any:
 # Saving ---------------------------------------------------------------------------------------------------------------
 
 
-def save(model: gpt2.GPT2, folder: str | os.PathLike[str], dtype: str = "float32") -> None:
+def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> None:
     """Write a model into a new folder under Hugging Face names: transformers reads a dense model back.
 
     folder  must not exist, or be empty; it appears when all is written, and does not appear if anything fails
@@ -233,7 +242,7 @@ def save(model: gpt2.GPT2, folder: str | os.PathLike[str], dtype: str = "float32
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _config(model: gpt2.GPT2, dtype: str) -> dict[str, Any]:
+def _config(model: Any, dtype: str) -> dict[str, Any]:
     """Return what config.json says of a model, after checking that this describes it."""
     config = model.config.to_dict() | {"dtype": dtype, "torch_dtype": dtype}  # transformers since 5, and before
     plan = plan_of(model)
@@ -250,11 +259,11 @@ def _config(model: gpt2.GPT2, dtype: str) -> dict[str, Any]:
     return config | ({"tinykron": {"kron": json.loads(plan.to_json())}} if plan else {})
 
 
-def _family(model: gpt2.GPT2) -> Family:
+def _family(model: Any) -> Family:
     return FAMILIES[model.config.to_dict()["model_type"]]
 
 
-def _host_tensors(model: gpt2.GPT2, dtype: str) -> dict[str, np.ndarray]:
+def _host_tensors(model: Any, dtype: str) -> dict[str, np.ndarray]:
     """Return what the file will hold, by name."""
     import ml_dtypes  # noqa: F401  teaches NumPy what bfloat16 is
 
@@ -262,6 +271,7 @@ def _host_tensors(model: gpt2.GPT2, dtype: str) -> dict[str, np.ndarray]:
     for name in _table(_family(model), model):
         parts = [to_host(own[part].data) for part in name.ours]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        array = array.T if name.transposed else array
         with np.errstate(over="ignore"):
             tensors[name.file] = array.astype(dtype, copy=False)
         if dtype != "float32" and np.isinf(tensors[name.file]).sum() > np.isinf(array).sum():

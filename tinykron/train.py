@@ -228,7 +228,7 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-# Checkpoints: one file, replaced as a whole, so that there is always a whole one ---------------------------------------
+# Checkpoints: one file, replaced as a whole, so that there is always a whole one --------------------------------------
 
 
 def _save(path: Path, student: Module, optimiser: AdamW, history: History) -> None:

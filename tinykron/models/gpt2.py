@@ -8,21 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import Array
-from tinykron.errors import CheckpointError, TinykronError
-from tinykron.models.transformer import (
-    ACTIVATIONS,
-    Attention,
-    KVCache,
-    LayerCache,
-    Mlp,
-    Name,
-    Output,
-    check_ids,
-    check_mask,
-    positive,
-)
-from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Module
+from tinykron.errors import CheckpointError
+from tinykron.models.transformer import ACTIVATIONS, Attention, Block, Decoder, Mlp, Name, positive
+from tinykron.nn import Dropout, Embedding, Generator, LayerNorm
 from tinykron.tensor import Tensor
 
 UNSUPPORTED = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True}
@@ -81,35 +69,15 @@ class GPT2Config:
         return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **self.extra, **own}
 
 
-class Block(Module):
-    """Normalise, attend, add; normalise, MLP, add."""
-
-    def __init__(self, config: GPT2Config, generator: Generator) -> None:
-        width = config.n_embd
-        self.norm_1 = LayerNorm(width, config.layer_norm_epsilon)
-        self.attention = Attention(width, config.n_head, dropout=config.attn_pdrop, generator=generator)
-        self.norm_2 = LayerNorm(width, config.layer_norm_epsilon)
-        self.mlp = Mlp(width, config.n_inner or 4 * width, config.activation_function, generator)
-        self.dropout = Dropout(config.resid_pdrop)
-
-    def forward(
-        self, x_BTD: Tensor, mask_BS: Array | None, cache: LayerCache | None, return_scores: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        mixed_BTD, scores_BHTS = self.attention(self.norm_1(x_BTD), mask_BS, cache, return_scores)
-        x_BTD = x_BTD + self.dropout(mixed_BTD)
-        return x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD))), scores_BHTS
-
-
-class GPT2(Module):
+class GPT2(Decoder):
     """GPT-2 with its language-model head, tied to the token embedding or of its own."""
 
     def __init__(self, config: GPT2Config, generator: Generator = None) -> None:
         self.config = config
-        self.tokenizer: Any = None  # a tokenizers.Tokenizer, where the folder has one
         self.embedding = Embedding(config.vocab_size, config.n_embd, generator)
         self.positions = Embedding(config.n_positions, config.n_embd, generator)
         self.dropout = Dropout(config.embd_pdrop)
-        self.blocks = [Block(config, generator) for _ in range(config.n_layer)]
+        self.blocks = [_block(config, generator) for _ in range(config.n_layer)]
         self.norm = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.head = None if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, generator)
         if isinstance(generator, np.random.Generator) or generator is None:
@@ -119,56 +87,29 @@ class GPT2(Module):
 
     @property
     def context(self) -> int:
-        """The largest number of positions."""
         return self.config.n_positions
 
-    def cache(self, capacity: int) -> KVCache:
-        """Return an empty key/value cache for `capacity` positions."""
-        return KVCache(len(self.blocks), capacity)
+    def embed(self, ids_BT: np.ndarray, positions_BT: np.ndarray) -> Tensor:
+        return self.dropout(self.embedding(ids_BT) + self.positions(positions_BT, "position"))
 
-    def forward(
-        self,
-        ids_BT: Any,
-        mask_BS: Any = None,
-        *,
-        positions_BT: np.ndarray | None = None,
-        cache: KVCache | None = None,
-        last_only: bool = False,
-        attention_scores: bool = False,
-    ) -> Output:
-        """Return the logits (B, T, V) of the next token at each position, and what lies behind them.
 
-        ids_BT            whole numbers, on the host or the model's device
-        mask_BS           nonzero where a position counts, over all S = cached + T positions
-        positions_BT      places in the sequence; by default cached length, +1, +2, ...
-        cache             earlier keys and values; these T positions are added to it (use under no_grad)
-        last_only         compute the logits of the last position only
-        attention_scores  keep each layer's scores before mask and softmax
-        Raises DataError for an id outside the vocabulary, TinykronError beyond the context.
-        """
-        ids_BT = check_ids(ids_BT)
-        batch, time = ids_BT.shape
-        past = cache.length if cache else 0
-        if past + time > self.context:
-            raise TinykronError(f"{past + time} tokens are more than the model's context of {self.context}")
-        device = self.norm.weight.device
-        mask_BS = check_mask(mask_BS, (batch, past + time), device)
-        positions = np.arange(past, past + time)[None] if positions_BT is None else positions_BT
-        x_BTD = self.dropout(self.embedding(ids_BT) + self.positions(positions, "position"))
-        hidden, scores = [x_BTD], []
-        for index, block in enumerate(self.blocks):
-            layer_cache = cache.layers[index] if cache else None
-            x_BTD, scores_BHTS = block(x_BTD, mask_BS, layer_cache, attention_scores)
-            hidden.append(x_BTD)
-            scores.append(scores_BHTS)
-        hidden[-1] = self.norm(x_BTD)
-        last = hidden[-1][:, -1:] if last_only else hidden[-1]
-        logits = (self.head or self.embedding).project(last)
-        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None)
+def _block(config: GPT2Config, generator: Generator) -> Block:
+    width = config.n_embd
+    return Block(
+        LayerNorm(width, config.layer_norm_epsilon),
+        Attention(width, config.n_head, dropout=config.attn_pdrop, generator=generator),
+        LayerNorm(width, config.layer_norm_epsilon),
+        Mlp(width, config.n_inner or 4 * width, config.activation_function, generator),
+        config.resid_pdrop,
+    )
 
 
 PREFIXES = ("transformer.",)  # some checkpoints carry it before every name
-IGNORED = (r"h\.\d+\.attn\.bias", r"h\.\d+\.attn\.masked_bias")  # causal masks saved as buffers by old versions
+
+
+def ignored(config: GPT2Config) -> tuple[str, ...]:
+    """Return patterns of what files hold beside parameters: causal masks, saved as buffers by old versions."""
+    return r"h\.\d+\.attn\.bias", r"h\.\d+\.attn\.masked_bias"
 
 
 def names(config: GPT2Config) -> list[Name]:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from tinykron import fused
-from tinykron.attention import attention
+from tinykron.attention import attention, rotary
 from tinykron.backend import Array, to_device, to_host, xp_of
-from tinykron.errors import CheckpointError, ShapeError
-from tinykron.nn import Dropout, Generator, Linear, Module
+from tinykron.errors import CheckpointError, ShapeError, TinykronError
+from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm
 from tinykron.tensor import Tensor
+
+Angles = tuple[Array, Array]  # cosines and sines of rotary positions, (T, K/2) or (B, 1, T, K/2)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # the names that config.json uses
     "gelu_new": fused.gelu_tanh,
@@ -43,6 +45,7 @@ class Name:
     file: str
     ours: tuple[str, ...]
     axes: tuple[str, ...] = ()  # what in config.json each axis comes from, for an error to say
+    transposed: bool = False  # torch's Linear holds (out, in), ours (in, out)
     alias: str | None = None  # another name for the same tensor: read where `file` is absent, dropped beside it
     note: str = ""  # said when the tensor is missing
 
@@ -105,13 +108,23 @@ class Attention(Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_BTD: Tensor, mask_BS: Array | None, cache: LayerCache | None, return_scores: bool
+        self,
+        x_BTD: Tensor,
+        mask_BS: Array | None,
+        cache: LayerCache | None = None,
+        return_scores: bool = False,
+        angles: Angles | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the mixed values (B, T, D) and, when asked for, the scores (B, H, T, S)."""
+        """Return the mixed values (B, T, D) and, when asked for, the scores (B, H, T, S).
+
+        With `angles`, queries and keys are turned by their positions; the cache holds turned keys.
+        """
         batch, time, _ = x_BTD.shape
         q_BHTK = self._split(self.query(x_BTD), self.heads)
         k_BGTK = self._split(self.key(x_BTD), self.groups)
         v_BGTK = self._split(self.value(x_BTD), self.groups)
+        if angles is not None:
+            q_BHTK, k_BGTK = rotary(q_BHTK, *angles), rotary(k_BGTK, *angles)
         keys, values = (k_BGTK, v_BGTK) if cache is None else cache.append(k_BGTK.data, v_BGTK.data)
         mixed = attention(
             q_BHTK,
@@ -145,6 +158,115 @@ class Mlp(Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))
+
+
+class GatedMlp(Module):
+    """down(silu(gate(x)) * up(x)), LLaMA's. Shazeer 2020."""
+
+    def __init__(self, width: int, inner: int, bias: bool = False, generator: Generator = None) -> None:
+        self.gate = Linear(width, inner, bias, generator)
+        self.up = Linear(width, inner, bias, generator)
+        self.down = Linear(inner, width, bias, generator)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(fused.swiglu(self.gate(x_BTD), self.up(x_BTD)))
+
+
+class Block(Module):
+    """Normalise, attend, add; normalise, MLP, add: the block of GPT-2 and of LLaMA."""
+
+    def __init__(
+        self,
+        norm_1: LayerNorm | RMSNorm,
+        attention: Attention,
+        norm_2: LayerNorm | RMSNorm,
+        mlp: Mlp | GatedMlp,
+        dropout: float = 0.0,
+    ) -> None:
+        self.norm_1, self.attention, self.norm_2, self.mlp = norm_1, attention, norm_2, mlp
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        mask_BS: Array | None,
+        cache: LayerCache | None,
+        return_scores: bool,
+        angles: Angles | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed_BTD, scores_BHTS = self.attention(self.norm_1(x_BTD), mask_BS, cache, return_scores, angles)
+        x_BTD = x_BTD + self.dropout(mixed_BTD)
+        return x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD))), scores_BHTS
+
+
+class Decoder(Module):
+    """A causal language model: embedding, blocks, final norm, and a head of its own or tied to the embedding.
+
+    A family sets the attributes below, and says where positions enter: in `embed`, or as `angles` of the attention.
+    """
+
+    config: Any
+    tokenizer: Any = None  # a tokenizers.Tokenizer, where the folder has one
+    embedding: Embedding
+    blocks: list[Block]
+    norm: LayerNorm | RMSNorm
+    head: Embedding | None  # None: tied to the embedding
+
+    @property
+    def context(self) -> int:
+        """The largest number of positions."""
+        raise TinykronError(f"{type(self).__name__} defines no context")
+
+    def embed(self, ids_BT: np.ndarray, positions_BT: np.ndarray) -> Tensor:
+        """Return what enters the first block, (B, T, D)."""
+        return self.embedding(ids_BT)
+
+    def angles(self, positions_BT: np.ndarray) -> Angles | None:
+        """Return the rotary angles of positions on the host, (B, T) or (1, T); None without rotary positions."""
+        return None
+
+    def cache(self, capacity: int) -> KVCache:
+        """Return an empty key/value cache for `capacity` positions."""
+        return KVCache(len(self.blocks), capacity)
+
+    def forward(
+        self,
+        ids_BT: Any,
+        mask_BS: Any = None,
+        *,
+        positions_BT: np.ndarray | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        attention_scores: bool = False,
+    ) -> Output:
+        """Return the logits (B, T, V) of the next token at each position, and what lies behind them.
+
+        ids_BT            whole numbers, on the host or the model's device
+        mask_BS           nonzero where a position counts, over all S = cached + T positions
+        positions_BT      places in the sequence; by default cached length, +1, +2, ...
+        cache             earlier keys and values; these T positions are added to it (use under no_grad)
+        last_only         compute the logits of the last position only
+        attention_scores  keep each layer's scores before mask and softmax
+        Raises DataError for an id outside the vocabulary, TinykronError beyond the context.
+        """
+        ids_BT = check_ids(ids_BT)
+        batch, time = ids_BT.shape
+        past = cache.length if cache else 0
+        if past + time > self.context:
+            raise TinykronError(f"{past + time} tokens are more than the model's context of {self.context}")
+        mask_BS = check_mask(mask_BS, (batch, past + time), self.norm.weight.device)
+        positions_BT = np.arange(past, past + time)[None] if positions_BT is None else positions_BT
+        x_BTD, angles = self.embed(ids_BT, positions_BT), self.angles(positions_BT)
+        hidden, scores = [x_BTD], []
+        for index, block in enumerate(self.blocks):
+            layer_cache = cache.layers[index] if cache else None
+            x_BTD, scores_BHTS = block(x_BTD, mask_BS, layer_cache, attention_scores, angles)
+            hidden.append(x_BTD)
+            scores.append(scores_BHTS)
+        hidden[-1] = self.norm(x_BTD)
+        last = hidden[-1][:, -1:] if last_only else hidden[-1]
+        logits = (self.head or self.embedding).project(last)
+        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None)
 
 
 def check_ids(ids: Any) -> np.ndarray:
