@@ -1,8 +1,8 @@
-"""Our side of `tinykron bench engine`, which is in tinykron/bench.py; engine_torch.py is the other side.
+"""Our side of `tinykron bench`, which is in tinykron/bench.py; engine_torch.py is the other side.
 
 One JSON object a line comes on standard input; each gets one in answer. The first names the checkpoint folder and the
-device; the others name a kind of work, "forward", "decode" or "train", and whether to "check" it, to "time" it, or to
-time its matrix "products" alone.
+device; the others name a kind of work, "forward", "decode", "train" or "load", and whether to "check" it, to "time"
+it, or to time its matrix "products" alone (of loading: reading the files).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,23 @@ from tinykron.nn import Linear
 from tinykron.optim import AdamW, decay_groups
 from tinykron.tensor import no_grad
 
-CHECKED = {"forward": 1, "decode": 1, "train": 3}  # results to compare: the loss shows what an update did a step later
+CHECKED = {
+    "forward": 1,
+    "decode": 1,
+    "load": 1,
+    "train": 3,
+}  # results to compare: the loss shows what an update did a step later
 
 
 class Engine:
-    """GPT-2 by tinykron."""
+    """A model by tinykron."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.backend, self.results = backend.get(options["device"]), options["results"]
         self.xp = self.backend.xp
-        self.model = checkpoint.load(options["folder"])
+        self.folder = Path(options["folder"])
+        self.model = checkpoint.load(self.folder)
+        self.places = {path: np.empty(path.stat().st_size, np.uint8) for path in self.folder.glob("*.safetensors")}
         self.optimiser = AdamW(decay_groups(self.model, weight_decay=0.01), lr=1e-4)
 
     def describe(self) -> dict[str, str]:
@@ -45,7 +53,7 @@ class Engine:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         kind, ids_BT = request["kind"], np.array(request["ids"])
-        methods = {"forward": self.forward, "decode": self.decode, "train": self.train}
+        methods = {"forward": self.forward, "decode": self.decode, "train": self.train, "load": self.load}
         if request["do"] == "check":
             np.save(self.results, [methods[kind](ids_BT, request["new"]) for _ in range(CHECKED[kind])])
             return {}
@@ -80,7 +88,16 @@ class Engine:
         self.model.zero_grad()
         return loss.item()
 
+    def load(self, ids_BT: np.ndarray, new: int) -> int:
+        return checkpoint.load(self.folder).parameter_count()
+
     # What no engine can go below
+
+    def read(self) -> None:
+        """Read the tensor files into memory that is there already."""
+        for path, place in self.places.items():
+            with path.open("rb", buffering=0) as file:
+                file.readinto(place)
 
     def products(self, kind: str, batch: int, time: int, new: int) -> Callable[[], object]:
         """Return what does the matrix products of a task and nothing else: the Linears', the head's, the attention's.
@@ -88,6 +105,8 @@ class Engine:
         Training has three products for one. Decoding is a pass over the prompt, then one over a position for each new
         token but the last, the head at one position alone.
         """
+        if kind == "load":
+            return self.read
         if kind == "train":
             return self.one_pass(batch, time - 1, time - 1, batch * (time - 1), backward=True)
         if kind == "forward":
@@ -99,13 +118,14 @@ class Engine:
     def one_pass(
         self, batch: int, queries: int, keys: int, head_rows: int, backward: bool = False
     ) -> Callable[[], None]:
-        config = self.model.config
         matrices = [module.weight.data for _, module in self.model.modules() if isinstance(module, Linear)]
         inputs = {width: self.ones(batch * queries, width) for width in {len(matrix) for matrix in matrices}}
         pairs = [(inputs[len(matrix)], matrix) for matrix in matrices]
-        pairs.append((self.ones(head_rows, config.n_embd), self.model.embedding.weight.data.T))
-        q_BHTK = self.ones(batch, config.n_head, queries, config.n_embd // config.n_head)
-        k_BHSK = self.ones(batch, config.n_head, keys, config.n_embd // config.n_head)
+        head_DV = (self.model.head or self.model.embedding).weight.data.T
+        pairs.append((self.ones(head_rows, len(head_DV)), head_DV))
+        attention = self.model.blocks[0].attention
+        q_BHTK = self.ones(batch, attention.heads, queries, attention.head_width)
+        k_BHSK = self.ones(batch, attention.heads, keys, attention.head_width)
 
         def run() -> None:
             for x, matrix in pairs:
@@ -113,7 +133,7 @@ class Engine:
                 if backward:
                     _ = y @ matrix.T
                     _ = x.T @ y
-            for _ in range(config.n_layer):
+            for _ in self.model.blocks:
                 scores = q_BHTK @ k_BHSK.swapaxes(-1, -2)
                 mixed = scores @ k_BHSK
                 if backward:  # the gradients of the weights, the values, the queries and the keys

@@ -1,4 +1,4 @@
-"""The other side of `tinykron bench engine`: transformers on torch, asked as engine_tinykron.py is.
+"""The other side of `tinykron bench`: transformers on torch, asked as engine_tinykron.py is.
 
 It stands outside the package, which never imports torch. The first request also names the number of threads and the
 attention implementation.
@@ -17,7 +17,7 @@ import transformers
 
 
 class Engine:
-    """GPT-2 by transformers, in float32, on the checkpoint that tinykron wrote."""
+    """A causal language model by transformers, in float32."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         torch.set_num_threads(options["threads"])
@@ -25,10 +25,8 @@ class Engine:
         torch.backends.cudnn.allow_tf32 = False
         transformers.logging.set_verbosity_error()
         self.device, self.results, self.attention = (options[key] for key in ("device", "results", "attention"))
-        self.model = transformers.GPT2LMHeadModel.from_pretrained(
-            options["folder"], attn_implementation=self.attention, dtype=torch.float32
-        )
-        self.model = self.model.to(self.device).eval()
+        self.folder = options["folder"]
+        self.model = self.loaded()
         self.model.generation_config.eos_token_id = None  # every turn makes as many tokens
         parameters = list(self.model.parameters())
         groups = [
@@ -37,6 +35,10 @@ class Engine:
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-4)
 
+    def loaded(self) -> Any:
+        auto, options = transformers.AutoModelForCausalLM, {"attn_implementation": self.attention}
+        return auto.from_pretrained(self.folder, dtype=torch.float32, **options).to(self.device).eval()
+
     def describe(self) -> dict[str, str]:
         blas = "with MKL" if torch.backends.mkl.is_available() else "without MKL"
         attention = f"{transformers.__version__}, {self.attention} attention"
@@ -44,7 +46,7 @@ class Engine:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         kind, ids = request["kind"], torch.tensor(request["ids"], device=self.device)
-        work = {"forward": self.forward, "decode": self.decode, "train": self.train}[kind]
+        work = {"forward": self.forward, "decode": self.decode, "train": self.train, "load": self.load}[kind]
         if request["do"] == "check":
             np.save(self.results, [work(ids, request["new"]) for _ in range(3 if kind == "train" else 1)])
             return {}
@@ -66,6 +68,9 @@ class Engine:
         mask = torch.ones_like(ids)
         out = self.model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
         return out.cpu().numpy()
+
+    def load(self, ids: torch.Tensor, new: int) -> int:
+        return self.loaded().num_parameters()
 
     def train(self, ids: torch.Tensor, new: int) -> float:
         logits = self.model(ids[:, :-1], use_cache=False).logits

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tinykron import bench
-from tinykron.data import shipped_folder
+from tinykron.data import shipped_folder, weights_folder
 from tinykron.errors import TinykronError
 
 TASKS = ["forward 1x256", "forward 8x128", "decoding at batch 1, a token", "training step with AdamW, 2x16"]
@@ -47,6 +47,18 @@ def test_every_row_is_measured(name, request):
         assert (row.products is None) == (row.name == "import tinykron")
         assert row.products is None or 0 < row.products.least <= row.products.most
     assert {"cpu", "cores", "threads", "python", "numpy"} <= report.machine.keys()
+
+
+def test_loading_and_decoding_of_a_folder():
+    report = bench.decode(weights_folder("gpt2-tiny"), threads=1, repeats=1, device="cpu", new=3, peer=ITSELF)
+    assert [row.name for row in report.rows] == ["loading", "decoding at batch 1, a token"]
+    assert all(row.products.least > 0 and row.ratio.least > 0 for row in report.rows)
+    assert (report.rows[0].target, report.rows[0].met) == ("", None)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(TinykronError, match="config.json"):
+        bench.decode(tmp_path)
 
 
 def test_nothing_is_compared_where_there_is_no_other(alone):

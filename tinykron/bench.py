@@ -1,4 +1,4 @@
-"""The engine's speed beside torch and transformers: forward, decoding, a training step, import, in one table.
+"""The engine's speed beside torch and transformers: forward, decoding, a training step, loading, in one table.
 
 Two processes, one engine each, take turns at the same tasks: ours, our matrix products alone, theirs, and again. Both
 read the same weights, get the same tokens and the same number of threads, and must agree on every result before
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -48,11 +48,11 @@ class Task:
     """What both engines do: `kind` of work on ids (batch, time); decoding adds `new` tokens to each prompt."""
 
     name: str
-    kind: str  # "forward", "decode", "train"
+    kind: str  # "forward", "decode", "train", "load"
     batch: int
     time: int
     new: int = 0
-    target: float = 0.0  # the ratio to reach
+    target: float = 0.0  # the ratio to reach; 0: none is set
 
     def request(self, vocabulary: int) -> dict[str, Any]:
         """Return the task with its token ids, as both processes get it; training has one id more, to predict."""
@@ -83,7 +83,7 @@ class Row:
 
     name: str
     ours: Spread
-    products: Spread | None  # the matrix products of the task in plain NumPy (or CuPy): what no engine can go below
+    products: Spread | None  # the task's matrix products in plain NumPy or CuPy, or reading the files: the limit
     theirs: Spread | None
     ratio: Spread | None
     target: str
@@ -92,7 +92,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `tinykron bench engine` found, and on which machine."""
+    """What `tinykron bench` found, and on which machine."""
 
     machine: dict[str, str]
     rows: list[Row]
@@ -125,17 +125,61 @@ def engine(
     """
     if config not in CONFIGS:
         raise TinykronError(f'bench: configuration "{config}", expected one of {", ".join(CONFIGS)}')
-    if min(threads, repeats, *train_shape) < 1:
-        raise TinykronError(f"bench: threads {threads}, repeats {repeats} and shape {train_shape} must be at least 1")
-    device = device or backend.current_device()
-    backend.get(device)
     batch, length = train_shape
+    _at_least_one(threads=threads, repeats=repeats, batch=batch, time=length)
     tasks = [
         Task("forward 1x256", "forward", 1, 256, target=0.95),
         Task("forward 8x128", "forward", 8, 128, target=0.95),
         Task("decoding at batch 1, a token", "decode", 1, 16, new=40, target=2.0),
         Task(f"training step with AdamW, {batch}x{length}", "train", batch, length, target=1.0),
     ]
+    with tempfile.TemporaryDirectory(prefix="tinykron-bench-") as folder:
+        checkpoint.save(GPT2(CONFIGS[config], np.random.default_rng(0)), Path(folder) / "model")
+        found = _measured(Path(folder) / "model", tasks, threads, repeats, device, peer, attention)
+    return replace(found, rows=[*found.rows, _import_row(repeats)])
+
+
+def decode(
+    model: str | Path,
+    threads: int = 2,
+    repeats: int = 5,
+    device: str | None = None,
+    new: int = 200,
+    peer: str | Path | None = "torch",
+    attention: str = "eager",
+) -> Report:
+    """Time loading a checkpoint, and greedy decoding from it at batch 1; arguments as for `engine`.
+
+    model  folder of any family that generates; both engines must write the same `new` tokens
+    The limit shown for loading is reading the files; for decoding, the matrix products.
+    """
+    _at_least_one(threads=threads, repeats=repeats, new=new)
+    tasks = [
+        Task("loading", "load", 1, 1),
+        Task("decoding at batch 1, a token", "decode", 1, 4, new=new, target=2.0),
+    ]
+    return _measured(Path(model), tasks, threads, repeats, device, peer, attention)
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise TinykronError(f"bench: {name}: found {number}, expected at least 1")
+
+
+def _measured(
+    folder: Path,
+    tasks: list[Task],
+    threads: int,
+    repeats: int,
+    device: str | None,
+    peer: str | Path | None,
+    attention: str,
+) -> Report:
+    """Do the tasks on the checkpoint in a folder, in turns with the peer."""
+    device = device or backend.current_device()
+    backend.get(device)
+    vocabulary = checkpoint.load(folder).config.vocab_size  # refuses, with its own words, what is no checkpoint
     scripts, note = shipped_folder("benchmarks"), ""
     if peer == "torch":
         found = all(find_spec(name) for name in ("torch", "transformers"))
@@ -143,14 +187,13 @@ def engine(
     turns = 3 if peer else 2
     with ExitStack() as stack:
         workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tinykron-bench-")))
-        checkpoint.save(GPT2(CONFIGS[config], np.random.default_rng(0)), workspace / "model")
-        options = {"folder": str(workspace / "model"), "device": device, "threads": threads, "attention": attention}
+        options = {"folder": str(folder), "device": device, "threads": threads, "attention": attention}
         ours = stack.enter_context(_process("ours", scripts / "engine_tinykron.py", options, workspace))
         theirs = stack.enter_context(_process("theirs", Path(peer), options, workspace)) if peer else None
         machine = _machine(threads) | ours.description | (theirs.description if theirs else {})
-        progress = stack.enter_context(Progress("bench engine", len(tasks) * (repeats + 1) * turns, "turns"))
-        rows = [_row(task, task.request(CONFIGS[config].vocab_size), repeats, ours, theirs, progress) for task in tasks]
-    return Report(machine, [*rows, _import_row(repeats)], note)
+        progress = stack.enter_context(Progress("bench", len(tasks) * (repeats + 1) * turns, "turns"))
+        rows = [_row(task, task.request(vocabulary), repeats, ours, theirs, progress) for task in tasks]
+    return Report(machine, rows, note)
 
 
 def _row(
@@ -178,8 +221,8 @@ def _row(
         Spread.of(times[1]),
         Spread.of(times[2]) if theirs else None,
         ratio,
-        f"ratio >= {task.target}",
-        ratio.median >= task.target if ratio else None,
+        f"ratio >= {task.target}" if task.target else "",
+        ratio.median >= task.target if ratio and task.target else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinykron import bench
+from tinykron.data import weights_folder
 
 pytestmark = pytest.mark.oracle
 
@@ -16,3 +17,10 @@ def test_both_engines_agree_and_are_timed():
     assert not report.note
     assert {"torch", "transformers"} <= report.machine.keys()
     assert all(row.theirs.least > 0 and row.ratio.least > 0 for row in report.rows if row.name != "import tinykron")
+
+
+def test_both_load_and_decode_alike():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    report = bench.decode(weights_folder("gpt2-tiny"), threads=1, repeats=1, device="cpu", new=5)
+    assert all(row.theirs.least > 0 and row.ratio.least > 0 for row in report.rows)
