@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import tinykron as tk
 from tests.checkpoints import TINY, gpt2_tensors, write_folder
@@ -223,8 +224,30 @@ def test_an_index_that_names_what_is_not_there(tmp_path):
     index["weight_map"]["h.7.ln_1.bias"] = "model-00001-of-00002.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "names tensors that are not there: h.7.ln_1.bias in model-00001-of-00002.safetensors" in refusal(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_named_with_those_that_are_there(tmp_path):
+    write_folder(tmp_path, TINY, gpt2_tensors(TINY), shards=2)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    assert "model-00002-of-00002.safetensors: cannot be read: No such file" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "weight_map names model-00002-of-00002.safetensors, not in the folder" in message
+    assert "found model-00001-of-00002.safetensors" in message
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    write_folder(tmp_path, TINY, gpt2_tensors(TINY), shards=2)
+    first, second = (load_file(tmp_path / f"model-0000{n}-of-00002.safetensors") for n in (1, 2))
+    name = next(iter(second))
+    save_file(first | {name: second[name] + 1}, tmp_path / "model-00001-of-00002.safetensors")
+    message = refusal(tmp_path)
+    assert f"expected each tensor in one shard, found {name} in model-00001-of-00002.safetensors and " in message
+
+
+def test_an_index_that_lists_a_tensor_twice_is_refused(tmp_path):
+    write_folder(tmp_path, TINY, gpt2_tensors(TINY), shards=2)
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace('"weight_map": {', '"weight_map": {"ln_f.bias": "other.safetensors", '))
+    assert f'{path} is no valid JSON: "ln_f.bias" occurs twice' in refusal(tmp_path)
 
 
 # Names and shapes -----------------------------------------------------------------------------------------------------

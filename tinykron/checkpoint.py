@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import to_device, to_host
+from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
 from tinykron.kron.compress import KronPlan, plan_of, restructure
 from tinykron.models import gpt2
@@ -121,7 +121,21 @@ def _tensors(folder: Path) -> tuple[Path, dict[str, Stored]]:
     outside = [place for place in places.values() if not re.fullmatch(r"[^/\\\0]+", place)]
     if outside:
         raise CheckpointError(f"{index}: {outside[0]!r} is no file name: shards lie in the folder of the index")
-    shards = {place: contents(folder / place) for place in sorted(set(places.values()))}
+    names = sorted(set(places.values()))
+    absent = [place for place in names if not (folder / place).is_file()]
+    if absent:
+        there = sorted(path.name for path in folder.glob("*.safetensors"))
+        found = ", ".join(there) or "none"
+        raise CheckpointError(f"{index}: weight_map names {', '.join(absent)}, not in the folder: found {found}")
+    shards = {place: contents(folder / place) for place in names}
+    twice = [
+        f"{name} in {place} and {places[name]}"
+        for place, held in shards.items()
+        for name in held
+        if places.get(name, place) != place
+    ]
+    if twice:
+        raise CheckpointError(f"{index}: expected each tensor in one shard, found {', '.join(twice)}")
     stale = [f"{name} in {place}" for name, place in places.items() if name not in shards[place]]
     if stale:
         raise CheckpointError(f"{index}: names tensors that are not there: {', '.join(stale)}")
@@ -156,6 +170,9 @@ def _fill(model: Any, family: Family, tensors: Mapping[str, Stored], path: Path)
     if message:
         raise CheckpointError(f"{path} does not fit {CONFIG}\n{message}")
     for stored, name, parameters in pairs:
+        if name.transposed:  # laid out as in the file and seen from the other side: a product reads either way
+            [parameter] = parameters
+            parameter.data = xp_of(parameter.data).empty(stored.shape, dtype=parameter.dtype).T
         for rows, values in stored.blocks():
             for parameter, part in zip(parameters, _parts(values, parameters), strict=True):
                 target = parameter.data.T if name.transposed else parameter.data
