@@ -15,6 +15,7 @@ import pytest
 import tinykron as tk
 from tinykron import checkpoint, data, pretrain
 from tinykron.errors import CheckpointError, DataError, TinykronError
+from tinykron.masking import Masking, masked_perplexity
 from tinykron.pretrain import read_recipe
 from tinykron.train import CHECKPOINT, Settings, perplexity
 
@@ -66,15 +67,21 @@ def test_what_a_recipe_leaves_out_has_its_default(tmp_path):
     assert (recipe.dtype, recipe.training) == ("float32", Settings(1))
 
 
-def test_the_shipped_recipe_is_read():
-    assert read_recipe(data.shipped_folder("weights") / "gpt2-tiny.toml").training.steps > 1
+def test_the_shipped_recipes_are_read():
+    paths = sorted(data.shipped_folder("weights").glob("*.toml"))
+    assert [path.stem for path in paths] == ["bert-tiny", "gpt2-tiny", "llama-tiny"]
+    for path in paths:
+        recipe = read_recipe(path)
+        assert recipe.training.steps > 1 and recipe.model["model_type"] == path.stem.removesuffix("-tiny")
 
 
 BAD = {
     "no TOML": ("steps = \n", ["not TOML", "line 1"]),
     "no UTF-8": (b"\xff", ["cannot read"]),
     "no section": ('[model]\nmodel_type = "gpt2"', ["section [tokenizer]"]),
-    "a section that is none": ("tokenizer = 1\n", ["section [tokenizer]"]),
+    "no model": ("[tokenizer]\nvocab_size = 300", ["section [model]"]),
+    "a section that is none": ('tokenizer = 1\n[model]\nmodel_type = "gpt2"', ["section [tokenizer]"]),
+    "a model type of another type": (toml(model="model_type = [1]"), ["model_type: found [1]"]),
     "an unknown section": (toml() + "[optimiser]\nlr = 1\n", ["optimiser"]),
     "an unknown key": (toml(top='data = "x"'), ["data"]),
     "an unknown dtype": (toml(top='dtype = "int8"'), ["dtype", "bfloat16, float16, float32"]),
@@ -82,7 +89,7 @@ BAD = {
     "an unknown tokenizer key": (toml(tokenizer="vocab_size = 300\nsize = 3"), ["[tokenizer]", "size", "vocab_size"]),
     "no vocabulary": (toml(tokenizer=""), ["vocab_size", "found nothing"]),
     "a vocabulary of another type": (toml(tokenizer='vocab_size = "big"'), ["vocab_size", "found 'big'"]),
-    "another model": (toml(model='model_type = "rnn"'), ["model_type: found 'rnn'", '"gpt2"']),
+    "another model": (toml(model='model_type = "rnn"'), ["model_type: found 'rnn'", "gpt2, llama, bert"]),
     "no model type": (toml(model="n_layer = 1"), ["model_type: found None"]),
     "an unknown model key": (toml(model=MODEL + "\nlayers = 3"), ["[model] has unknown layers", "n_layer"]),
     "a vocabulary in the wrong place": (toml(model=MODEL + "\nvocab_size = 3"), ["[model] has unknown vocab_size"]),
@@ -165,6 +172,56 @@ def test_the_card_states_files_perplexity_and_command(made, base):
     assert f"`tinykron train {base / 'recipe.toml'} --out {made} --data {base / 'text'} --seed 3`" in card
     assert f"{model.parameter_count():,} parameters (bfloat16)" in card
     assert "Python's documentation" not in card  # that is what the embedded corpus teaches
+
+
+LLAMA = """model_type = "llama"
+max_position_embeddings = 16
+hidden_size = 8
+intermediate_size = 12
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1"""
+BERT = """model_type = "bert"
+max_position_embeddings = 16
+hidden_size = 8
+intermediate_size = 12
+num_hidden_layers = 1
+num_attention_heads = 2"""
+
+
+def test_a_llama_is_trained_alike(base, tmp_path):
+    (tmp_path / "llama.toml").write_text(toml(model=LLAMA))
+    pretrain.train(tmp_path / "llama.toml", tmp_path / "out", base / "text")
+    model = checkpoint.load(tmp_path / "out")
+    _, held_out = data.split(data.documents(base / "text"))
+    value = perplexity(model, data.encode(model.tokenizer, held_out), 16)
+    assert f"A Llama of {model.parameter_count():,}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"held-out perplexity: {value:.2f} a token" in (tmp_path / "out" / "README.md").read_text()
+    assert value < model.config.vocab_size / 2
+
+
+def test_a_bert_learns_hidden_tokens_and_continues_after_a_stop(base, tmp_path):
+    (tmp_path / "bert.toml").write_text(toml(model=BERT, training=TRAINING.replace("lr = 1e-2", "lr = 2e-2")))
+    arguments = [str(tmp_path / "bert.toml"), str(tmp_path / "killed"), str(base / "text")]
+    pretrain.train(arguments[0], tmp_path / "out", arguments[2])
+    model = checkpoint.load(tmp_path / "out")
+    assert model.config.head == "masked_lm"
+    assert model.tokenizer.encode("page").tokens[0] == "[CLS]"
+    _, held_out = data.split(data.documents(base / "text"))
+    value = masked_perplexity(model, data.encode(model.tokenizer, held_out), 16, Masking.of(model.tokenizer))
+    assert f"held-out perplexity: {value:.2f} of hidden tokens ([MASK])" in (tmp_path / "out" / "README.md").read_text()
+    assert value < model.config.vocab_size / 2
+
+    script = "import sys; from tinykron.pretrain import train; train(*sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "killed.training" / CHECKPOINT).exists():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    pretrain.train(*arguments)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def test_nothing_is_left_beside_the_product(made, base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def folder(request) -> Path:
 
 
 def test_some_weights_are_shipped():
-    assert [folder.name for folder in FOLDERS] == ["gpt2-tiny"]
+    assert [folder.name for folder in FOLDERS] == ["bert-tiny", "gpt2-tiny", "llama-tiny"]
 
 
 def test_the_card_holds_the_checksum_of_every_file(folder):
@@ -36,8 +37,8 @@ def test_the_model_is_small_and_as_its_recipe_says(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
     model = tk.load(folder)
     recipe = read_recipe(folder.with_suffix(".toml"))
-    assert {key: getattr(model.config, key) for key in ("n_layer", "n_embd", "n_head", "n_positions")} == {
-        key: recipe.model[key] for key in ("n_layer", "n_embd", "n_head", "n_positions")
-    }
+    config = json.loads((folder / "config.json").read_text())
+    assert {key: config[key] for key in recipe.model} == recipe.model
+    assert (config["dtype"], recipe.dtype) == ("bfloat16", "bfloat16")
     assert model.tokenizer.get_vocab_size() == model.config.vocab_size == recipe.vocab_size
     assert f"{model.parameter_count():,} parameters" in (folder / "README.md").read_text()

@@ -19,9 +19,9 @@ import numpy as np
 from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
 from tinykron.kron.compress import KronPlan, plan_of, restructure
-from tinykron.models import gpt2
+from tinykron.models import bert, gpt2, llama
 from tinykron.models.transformer import Name
-from tinykron.nn import Module, Parameter, Unset, mismatch
+from tinykron.nn import Parameter, Unset, mismatch
 from tinykron.safetensors_file import FLOATS, Stored, contents, parse_json, write
 
 CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
@@ -43,6 +43,8 @@ class Family:
 
 FAMILIES = {
     "gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.ignored),
+    "bert": Family(bert.BertConfig.from_dict, bert.Bert, bert.names, bert.PREFIXES, bert.ignored, bert.told_by_tensors),
+    "llama": Family(llama.LlamaConfig.from_dict, llama.Llama, llama.names, llama.PREFIXES, llama.ignored),
 }
 
 

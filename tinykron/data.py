@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "[SEP]")  # GPT-2's, LLaMA 2's, LLaMA 3's, BERT's
 IGNORED = -100  # the target that cross-entropy leaves out
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 
@@ -192,13 +193,14 @@ def train_tokenizer(documents: Sequence[Document], vocab_size: int = 2048) -> To
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> np.ndarray:
-    """Return all documents as one stream of token ids (N,) int32, each document closed by `<|endoftext|>`.
+    """Return all documents as one stream of token ids (N,) int32, each document closed by a token that ends a text.
 
-    Truncation and padding set in the tokenizer are not applied. Raises DataError if the tokenizer has no end of text.
+    That is the first the tokenizer has of `ENDS`: GPT-2's `<|endoftext|>`, LLaMA's, BERT's `[SEP]`.
+    Truncation and padding set in the tokenizer are not applied. Raises DataError if the tokenizer has no such token.
     """
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = next((number for token in ENDS if (number := tokenizer.token_to_id(token)) is not None), None)
     if end is None:
-        raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which has to stand between documents")
+        raise DataError(f"the tokenizer has none of {', '.join(ENDS)}; one has to stand between documents")
     if tokenizer.truncation or tokenizer.padding:
         tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the caller's stays as it is
         tokenizer.no_truncation()

@@ -15,6 +15,7 @@ import numpy as np
 from tinykron import checkpoint, data, kron
 from tinykron.distill import Losses, layer_map
 from tinykron.errors import CheckpointError, TinykronError
+from tinykron.models.gpt2 import GPT2
 from tinykron.nn import Embedding, Module, Unset
 from tinykron.report import Measurement, Report, measure, write
 from tinykron.train import History, Settings, fit
@@ -65,6 +66,8 @@ def kngpt2(
     folder = Path(model) if model is not None else data.weights_folder("gpt2-tiny")
     say(f"loading the teacher from {folder}")
     teacher = checkpoint.load(folder)
+    if not isinstance(teacher, GPT2):
+        raise CheckpointError(f"{folder}: kngpt2 takes a GPT-2, found a {type(teacher).__name__}")
     if teacher.tokenizer is None:
         raise CheckpointError(f"{folder}: expected a tokenizer.json, to read the text with")
     text = _texts(teacher, source, settings)

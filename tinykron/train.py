@@ -24,6 +24,7 @@ from tinykron import data, fused, safetensors_file
 from tinykron.backend import recycled_memory, to_host
 from tinykron.distill import Losses, layer_map, side_by_side
 from tinykron.errors import CheckpointError, TinykronError
+from tinykron.masking import Masking, masked_perplexity
 from tinykron.nn import Module, seed_dropout
 from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
 from tinykron.progress import Progress
@@ -103,6 +104,7 @@ def fit(
     losses: Losses | None = None,
     layers: Sequence[int] | None = None,
     held_out: np.ndarray | None = None,
+    masking: Masking | None = None,
     folder: str | Path | None = None,
     title: str = "training",
 ) -> History:
@@ -111,6 +113,7 @@ def fit(
     tokens    (N,) token ids; held_out, likewise, is evaluated as the settings say and at the end
     losses    what counts; by default the cross-entropy alone without a teacher, and all four terms with one
     layers    the teacher's layer for each of the student's; by default every k-th
+    masking   trains a masked language model: hidden tokens are predicted, in place of the next one
     folder    where checkpoints go: a run found there, of the same settings on the same inputs, is continued
     Ctrl-C finishes the step, writes a checkpoint and returns. Raises TinykronError if the loss becomes NaN or infinite.
     """
@@ -122,7 +125,7 @@ def fit(
         layers = layers or layer_map(len(student.blocks), len(teacher.blocks))  # type: ignore[attr-defined]
     optimiser = AdamW(decay_groups(student, settings.weight_decay), settings.lr, settings.betas)
     factor = schedule(settings.schedule, settings.steps, settings.warmup, settings.floor)
-    history = History(settings, inputs=_fingerprint(tokens, teacher, losses, layers or ()))
+    history = History(settings, inputs=_fingerprint(tokens, teacher, losses, layers or (), masking))
     path = Path(folder) / CHECKPOINT if folder else None
     if path and path.exists():
         _resume(path, student, optimiser, history)
@@ -133,7 +136,7 @@ def fit(
         while history.steps < settings.steps and not stop.is_set():
             step = history.steps
             optimiser.lr = settings.lr * factor(step)
-            terms = _gradients(student, teacher, tokens, settings, losses, layers or (), step)
+            terms = _gradients(student, teacher, tokens, settings, losses, layers or (), masking, step)
             history.terms.append(terms)
             history.gradient_norms.append(clip_gradients(student.parameters(), settings.clip))
             if not all(map(isfinite, (*terms.values(), history.gradient_norms[-1]))):
@@ -143,7 +146,12 @@ def fit(
             last = history.steps == settings.steps
             due = settings.evaluate_every and history.steps % settings.evaluate_every == 0
             if held_out is not None and (last or due):
-                history.perplexities.append((history.steps, perplexity(student, held_out, settings.context)))
+                value = (
+                    masked_perplexity(student, held_out, settings.context, masking)
+                    if masking
+                    else perplexity(student, held_out, settings.context)
+                )
+                history.perplexities.append((history.steps, value))
             note = [f"{name} {value:.3f}" for name, value in terms.items()]
             note += [f"held-out perplexity {value:.2f}" for _, value in history.perplexities[-1:]]
             progress.advance(settings.tokens_per_step, ", ".join(note))
@@ -165,6 +173,7 @@ def _gradients(
     settings: Settings,
     losses: Losses,
     layers: Sequence[int],
+    masking: Masking | None,
     step: int,
 ) -> dict[str, float]:
     """Fill the gradients of one step; return the terms, averaged over its batches."""
@@ -173,7 +182,8 @@ def _gradients(
     generator = np.random.default_rng((settings.seed, step))
     seed_dropout(student, settings.seed, step)
     for _ in range(settings.accumulate):
-        inputs_BT, targets_BT = data.sample_batch(tokens, settings.batch, settings.context, generator)
+        sample_batch = masking.sample_batch if masking else data.sample_batch
+        inputs_BT, targets_BT = sample_batch(tokens, settings.batch, settings.context, generator)
         loss, terms = side_by_side(student, teacher, inputs_BT, targets_BT, losses, layers)
         (loss * (1.0 / settings.accumulate)).backward()
         for name, value in terms.items():
@@ -241,9 +251,11 @@ def _save(path: Path, student: Module, optimiser: AdamW, history: History) -> No
         raise CheckpointError(f"{path}: cannot write the training checkpoint: {error}") from error
 
 
-def _fingerprint(tokens: np.ndarray, teacher: Module | None, losses: Losses, layers: Sequence[int]) -> str:
+def _fingerprint(
+    tokens: np.ndarray, teacher: Module | None, losses: Losses, layers: Sequence[int], masking: Masking | None
+) -> str:
     """Return a digest that differs wherever a run would go another way, beyond its settings and its student."""
-    digest = hashlib.blake2b(repr((losses, list(layers))).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((losses, list(layers), masking)).encode(), digest_size=16)
     digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
     for name, array in teacher.state_dict().items() if teacher else ():
         digest.update(name.encode())

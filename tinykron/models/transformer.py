@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # the names that config.
 class Output:
     """What a model returns."""
 
-    logits: Tensor  # (B, T, V)
+    logits: Any  # Tensor (B, T, V); of BERT's heads (B, T, V), (B, T, C), (B, C); None for an encoder without a head
     hidden: tuple[Tensor, ...]  # L + 1 of (B, T, D): the embedding, then each block; the last one after the final norm
     attention_scores: tuple[Tensor, ...] | None  # L of (B, H, T, S), before mask and softmax, when asked for
+    pooled: Tensor | None = None  # (B, D): what BERT's pooler makes of the first position
 
 
 @dataclass(frozen=True)
@@ -293,4 +295,30 @@ def positive(config: dict[str, Any], key: str, default: int | None = None) -> in
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         found = "nothing" if value is None else repr(value)
         raise CheckpointError(f"{key}: expected a whole number above 0, found {found}")
+    return value
+
+
+def boolean(config: dict[str, Any], key: str, default: bool) -> bool:
+    """Return true or false from a configuration. Raises CheckpointError naming the key."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{key}: expected true or false, found {value!r}")
+    return value
+
+
+def number(
+    config: dict[str, Any], key: str, default: float | None, above: float | None = None, below: float = inf
+) -> float:
+    """Return a finite number from a configuration: at least 0, or more than `above`; less than `below`.
+
+    Raises CheckpointError naming the key.
+    """
+    value: Any = config.get(key, default)
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not real or not (value >= 0.0 if above is None else value > above) or not value < below:
+        least = "from 0 on" if above is None else f"above {above:g}"
+        most = "" if below == inf else f" and below {below:g}"
+        raise CheckpointError(
+            f"{key}: expected a number {least}{most}, found {'nothing' if value is None else value!r}"
+        )
     return value
