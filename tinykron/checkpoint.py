@@ -18,13 +18,15 @@ import numpy as np
 
 from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
+from tinykron.hub import resolve
 from tinykron.kron.compress import KronPlan, plan_of, restructure
 from tinykron.models import bert, gpt2, llama
 from tinykron.models.transformer import Name
 from tinykron.nn import Parameter, Unset, mismatch
 from tinykron.safetensors_file import FLOATS, Stored, contents, parse_json, write
+from tinykron.tokenizer import TOKENIZER, load_tokenizer
 
-CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -51,15 +53,18 @@ FAMILIES = {
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
-def load(folder: str | os.PathLike[str]) -> Any:
+def load(model: str | os.PathLike[str], download: bool = False) -> Any:
     """Return the model in a folder: float32, on the default device, in evaluation mode.
 
-    folder  config.json with a known model_type; model.safetensors, or model.safetensors.index.json and its shards;
-            tokenizer.json, which becomes `model.tokenizer`, a `tokenizers.Tokenizer` (None where there is none)
+    model     a folder: config.json with a known model_type; model.safetensors, or model.safetensors.index.json and its
+              shards; a tokenizer's files, which become `.tokenizer`, a `tokenizers.Tokenizer` (None where there are
+              none). Also a repository in a Hugging Face cache, or a hub id such as "openai-community/gpt2"
+    download  fetch a hub id that is not in the cache
+    Returns a GPT2, Bert or Llama, by model_type.
     Tensors are read a few megabytes at a time, so that memory peaks little above the size of the model.
     Raises one CheckpointError that lists all that is missing, unexpected or of the wrong shape.
     """
-    folder = Path(folder)
+    folder = resolve(model, download)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise CheckpointError(f"{folder}: found {found}, expected a folder with {CONFIG} and {WEIGHTS}")
@@ -74,12 +79,12 @@ def load(folder: str | os.PathLike[str]) -> Any:
     path, tensors = _tensors(folder)
     config = family.absent(config, {_without_prefix(name, family) for name in tensors})
     try:
-        model = _build(family, config, KronPlan.from_json(json.dumps(own["kron"])) if "kron" in own else None)
+        made = _build(family, config, KronPlan.from_json(json.dumps(own["kron"])) if "kron" in own else None)
     except (MemoryError, ValueError) as error:  # NumPy's for sizes beyond all reason, and our own
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    _fill(model, family, tensors, path)
-    model.tokenizer = _tokenizer(folder / TOKENIZER)
-    return model.eval()
+    _fill(made, family, tensors, path)
+    made.tokenizer = load_tokenizer(folder)
+    return made.eval()
 
 
 def stored_dtype(folder: str | os.PathLike[str]) -> str:
@@ -215,17 +220,6 @@ def _parts(values: np.ndarray, parameters: Sequence[Parameter]) -> Iterator[np.n
         stop = start + parameter.shape[-1]
         yield values[..., start:stop] if len(parameters) > 1 else values
         start = stop
-
-
-def _tokenizer(path: Path) -> Any:
-    if not path.exists():
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
-        raise CheckpointError(f"{path}: no tokenizer: {error}") from None
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""The tokenizer of a checkpoint's folder: tokenizer.json, or the older files that say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinykron.errors import CheckpointError
+from tinykron.safetensors_file import parse_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER, VOCABULARY, MERGES, WORDPIECES = "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"
+SETTINGS = "tokenizer_config.json"
+END_OF_TEXT = "<|endoftext|>"
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer of a folder, None where it has none.
+
+    Read are tokenizer.json; else GPT-2's vocab.json with merges.txt; else BERT's vocab.txt, with the normalisation that
+    tokenizer_config.json asks for. Truncation and padding, which some files carry (all-MiniLM's cut at 128 tokens), are
+    switched off: nothing is cut or padded that a caller did not ask for.
+    Raises CheckpointError naming the file, what was found and what was expected.
+    """
+    if (folder / TOKENIZER).exists():
+        tokenizer = _from_file(folder / TOKENIZER)
+    elif (folder / VOCABULARY).exists() or (folder / MERGES).exists():
+        tokenizer = _byte_level(folder)
+    elif (folder / WORDPIECES).exists():
+        tokenizer = _wordpiece(folder)
+    else:
+        return None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _from_file(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise CheckpointError(f"{path}: no tokenizer: {error}") from None
+
+
+def _byte_level(folder: Path) -> Tokenizer:
+    """GPT-2's: byte-level BPE without a space put in front. Radford et al. 2019."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    for present, other in ((VOCABULARY, MERGES), (MERGES, VOCABULARY)):
+        if not (folder / other).exists():
+            raise CheckpointError(f"{folder}: found {present} without {other}: byte-level BPE needs both")
+    vocabulary = parse_json(_text(folder / VOCABULARY).encode(), str(folder / VOCABULARY))
+    if not isinstance(vocabulary, dict) or not _is_numbered(vocabulary.values()):
+        raise CheckpointError(f"{folder / VOCABULARY}: expected an object of tokens and their numbers 0, 1, 2, ...")
+    lines = _text(folder / MERGES).splitlines()
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    for number, pair in enumerate(merges):
+        if len(pair) != 2 or not all(part in vocabulary for part in (*pair, "".join(pair))):
+            found = " ".join(pair)
+            raise CheckpointError(
+                f"{folder / MERGES}: merge {number + 1}: {found!r} is no pair of tokens of {VOCABULARY}"
+            )
+    tokenizer = Tokenizer(models.BPE(vocabulary, [(first, second) for first, second in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if END_OF_TEXT in vocabulary:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+def _wordpiece(folder: Path) -> Tokenizer:
+    """BERT's: lower-casing WordPiece unless the settings say otherwise. Devlin et al. 2019."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    path = folder / WORDPIECES
+    lines = _text(path).split("\n")
+    words = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    if len(vocabulary) < len(words):
+        twice = next(word for number, word in enumerate(words) if vocabulary[word] != number)
+        raise CheckpointError(f"{path}: {twice!r} stands on line {words.index(twice) + 1} and again")
+    if lacking := [token for token in BERT_SPECIAL if token not in vocabulary]:
+        raise CheckpointError(f"{path}: expected one token a line, {', '.join(BERT_SPECIAL)} among them; no {lacking}")
+    settings = _settings(folder / SETTINGS)
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(list(BERT_SPECIAL))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    settings = parse_json(_text(path).encode(), str(path))
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found a {type(settings).__name__}")
+    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if not isinstance(settings.get(key, True), bool | None):
+            raise CheckpointError(f"{path}: {key}: expected true, false or null, found {settings[key]!r}")
+    return settings
+
+
+def _is_numbered(numbers: Any) -> bool:
+    """Whether these are the numbers 0, 1, 2, ... in some order."""
+    return all(type(number) is int for number in numbers) and sorted(numbers) == list(range(len(numbers)))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise CheckpointError(f"{path}: expected UTF-8 text, found {found}") from None
