@@ -25,7 +25,8 @@ ORDER = """
 errors backend tensor shapes ops fused attention gradcheck nn
 kron.algebra kron.linear kron.compress kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking train pretrain tasks report recipes bench
+safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate train pretrain
+tasks info report recipes bench
 cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops

@@ -60,9 +60,7 @@ def their_embeddings(folder: Path, texts: list[str]) -> np.ndarray:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     rows = []
     for start in range(0, len(texts), 64):
-        batch = tokenizer(
-            texts[start : start + 64], padding=True, truncation=True, max_length=512, return_tensors="pt"
-        )
+        batch = tokenizer(texts[start : start + 64], padding=True, truncation=True, max_length=512, return_tensors="pt")
         with torch.no_grad():
             hidden = model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
