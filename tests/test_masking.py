@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tinykron import data
 from tinykron.data import IGNORED, Document
 from tinykron.errors import DataError
-from tinykron.masking import SPECIAL, Masking, masked_perplexity, train_wordpiece
+from tinykron.evaluate import masked_perplexity
+from tinykron.masking import SPECIAL, Masking, train_wordpiece
 from tinykron.tensor import Tensor
 
 ROOT = Path(__file__).parent.parent

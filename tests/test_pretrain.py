@@ -15,9 +15,10 @@ import pytest
 import tinykron as tk
 from tinykron import checkpoint, data, pretrain
 from tinykron.errors import CheckpointError, DataError, TinykronError
-from tinykron.masking import Masking, masked_perplexity
+from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.masking import Masking
 from tinykron.pretrain import read_recipe
-from tinykron.train import CHECKPOINT, Settings, perplexity
+from tinykron.train import CHECKPOINT, Settings
 
 ROOT = Path(__file__).parent.parent
 TOP = 'dtype = "bfloat16"'

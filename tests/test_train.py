@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from math import exp, log
+from math import log
 
 import numpy as np
 import pytest
@@ -28,8 +28,9 @@ from tests.tiny_training import (
 from tinykron import backend, data, fused, train
 from tinykron.distill import Losses
 from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.evaluate import perplexity
 from tinykron.models.gpt2 import GPT2
-from tinykron.train import Settings, fit, perplexity
+from tinykron.train import Settings, fit
 
 CROSS_ENTROPY = Losses(0.0, 0.0, 0.0, 1.0)
 FEWER = settings(max_examples=settings().max_examples // 3)
@@ -134,7 +135,7 @@ def test_clipping_is_in_force():
 def test_accumulated_gradients_are_those_of_one_larger_batch(device, accumulate, batch, step):
     plan = replace(SHORT, accumulate=accumulate, batch=batch)
     parts, whole = tiny_gpt2(layers=1), tiny_gpt2(layers=1)
-    terms = train._gradients(parts, None, TOKENS, plan, CROSS_ENTROPY, (), step)
+    terms = train._gradients(parts, None, TOKENS, plan, CROSS_ENTROPY, (), None, step)
     generator = np.random.default_rng((plan.seed, step))
     drawn = [data.sample_batch(TOKENS, batch, CONTEXT, generator) for _ in range(accumulate)]
     inputs_BT, targets_BT = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
@@ -146,51 +147,6 @@ def test_accumulated_gradients_are_those_of_one_larger_batch(device, accumulate,
 
 
 # Perplexity -----------------------------------------------------------------------------------------------------------
-
-
-def plain_perplexity(model: GPT2, tokens: np.ndarray, context: int, stride: int) -> float:
-    """Predict token by token, each from what precedes it in the first window that ends behind it."""
-    nats = []
-    for place in range(1, len(tokens)):
-        start = max(0, -(-(place - context) // stride)) * stride
-        logits_V = host(model(tokens[None, start:place]).logits)[0, -1].astype(np.float64)
-        nats.append(np.log(np.exp(logits_V).sum()) - logits_V[tokens[place]])
-    return exp(sum(nats) / len(nats))
-
-
-@FEWER
-@given(
-    tokens=st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=30).map(np.array),
-    context=st.integers(1, CONTEXT),
-    overlap=st.integers(0, CONTEXT - 1),
-    batch=st.integers(1, 5),
-)
-def test_perplexity_is_that_of_every_token_but_the_first(tokens, context, overlap, batch):
-    model = tiny_gpt2(spread=10.0).eval()
-    stride = max(1, context - overlap)
-    found = perplexity(model, tokens, context, batch, stride)
-    assert found == pytest.approx(plain_perplexity(model, tokens, context, stride), rel=1e-5)
-
-
-def test_perplexity_on_every_device(device):
-    model = tiny_gpt2(spread=10.0)
-    assert perplexity(model, TOKENS[:21], CONTEXT) == pytest.approx(
-        plain_perplexity(model.eval(), TOKENS[:21], CONTEXT, CONTEXT), rel=1e-5
-    )
-
-
-def test_perplexity_drops_nothing_and_leaves_the_mode_as_it_was():
-    model = tiny_gpt2(dropout=0.5)
-    assert perplexity(model, TOKENS, CONTEXT) == perplexity(model.eval(), TOKENS, CONTEXT)
-    assert not model.training
-    perplexity(model.train(), TOKENS, CONTEXT)
-    assert model.training
-    assert model.dropout.training
-
-
-def test_perplexity_of_too_little_text():
-    with pytest.raises(DataError, match="found 1 tokens, need 2"):
-        perplexity(tiny_gpt2(), TOKENS[:1], CONTEXT)
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
@@ -249,7 +205,3 @@ def test_a_text_too_short_for_the_context_is_refused():
 def test_a_context_beyond_the_models_is_refused():
     with pytest.raises(TinykronError, match=f"{CONTEXT + 1} tokens are more than the model's context of {CONTEXT}"):
         fit(unstable_gpt2(), TOKENS, replace(SHORT, context=CONTEXT + 1))
-
-
-def test_a_model_that_is_lost_has_infinite_perplexity():
-    assert perplexity(tiny_gpt2(spread=1e5), TOKENS, CONTEXT) == float("inf")

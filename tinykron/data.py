@@ -51,16 +51,21 @@ def documents(source: str | Path | None = None) -> list[Document]:
     """
     if source is None:
         return _without_repeats(_language_reference() + _docstrings())
+    return [document for name, text in whole_files(source) for document in _documents(name, text)]
+
+
+def whole_files(source: str | Path) -> list[tuple[str, str]]:
+    """Return (name, text) of a text file, or of each .txt, .md and .rst file of a folder. Raises DataError."""
     path = Path(source)
     if not path.is_dir():
-        return _read(path, path.name)
+        return [(path.name, _read(path))]
     files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"{path}: found no text, expected files ending in {', '.join(TEXT_SUFFIXES)}")
-    return [document for file in files for document in _read(file, file.relative_to(path).as_posix())]
+    return [(file.relative_to(path).as_posix(), _read(file)) for file in files]
 
 
-def _read(path: Path, name: str) -> list[Document]:
+def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except UnicodeDecodeError as error:
@@ -70,6 +75,10 @@ def _read(path: Path, name: str) -> list[Document]:
         raise DataError(f"{path}: cannot read text: {error.strerror}") from error
     if not text.strip():
         raise DataError(f"{path}: expected text, found an empty file")
+    return text
+
+
+def _documents(name: str, text: str) -> list[Document]:
     pieces = list(_pieces(text))
     if len(pieces) == 1:
         return [Document(name, text)]

@@ -1,19 +1,16 @@
-"""Masked language modelling, BERT's task: its tokenizer, batches with hidden tokens, the loss. Devlin et al. 2019."""
+"""Masked language modelling, BERT's task: its tokenizer, and batches with hidden tokens. Devlin et al. 2019."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinykron.data import IGNORED, Document, sample_batch
 from tinykron.errors import DataError
-from tinykron.fused import cross_entropy
-from tinykron.tensor import no_grad
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -67,26 +64,6 @@ class Masking:
         """Return (inputs_BT, targets_BT), int64: framed random windows of `tokens`, some of their tokens hidden."""
         window_BT, _ = sample_batch(tokens, batch, context - 2, generator)
         return self.hide(self.frame(window_BT), generator)
-
-
-def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Masking, batch: int = 16) -> float:
-    """Return exp(mean cross-entropy) of hidden tokens, the same ones each time, in consecutive windows of `tokens`.
-
-    It is what training minimises, and cheap; for pseudo-perplexity, which hides one token at a time, see evaluate.py.
-    """
-    inner = min(context - 2, len(tokens))
-    ids_WT = masking.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
-    inputs_WT, targets_WT = masking.hide(ids_WT, np.random.default_rng(0))
-    training, nats, count = model.training, 0.0, 0
-    model.eval()
-    with no_grad():
-        for start in range(0, len(ids_WT), batch):
-            targets_BT = targets_WT[start : start + batch]
-            counted = int((targets_BT != IGNORED).sum())
-            nats += counted * cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, IGNORED).item()
-            count += counted
-    model.train(training)
-    return exp(nats / count)
 
 
 def train_wordpiece(documents: Sequence[Document], vocab_size: int = 2048) -> Tokenizer:

@@ -16,12 +16,13 @@ import numpy as np
 
 from tinykron import checkpoint, data
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.masking import END, MASK, SPECIAL, START, Masking, masked_perplexity, train_wordpiece
+from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.masking import END, MASK, SPECIAL, START, Masking, train_wordpiece
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.models.llama import Llama, LlamaConfig
 from tinykron.models.transformer import positive
-from tinykron.train import History, Settings, fit, perplexity
+from tinykron.train import History, Settings, fit
 
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from tinykron import checkpoint
+from tinykron.evaluate import perplexity
 from tinykron.generate import generate
 from tinykron.kron.algebra import gaussian_energy
 from tinykron.kron.compress import KronPlan
 from tinykron.kron.linear import KronEmbedding, KronModule
 from tinykron.nn import Embedding, Linear
 from tinykron.tensor import no_grad
-from tinykron.train import History, perplexity
+from tinykron.train import History
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The training loop: batches, schedule, clipping, progress, checkpoints; and perplexity.
+"""The training loop: batches, schedule, clipping, progress, checkpoints.
 
 A step's batch and dropout masks depend on (seed, step) alone. So the parameters, the optimiser's slots and the number
 of the step are all there is to save, and a run that was killed continues to the very same bits on a CPU.
@@ -9,26 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from math import exp, inf, isfinite, log
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinykron import data, fused, safetensors_file
+from tinykron import data, safetensors_file
 from tinykron.backend import recycled_memory, to_host
 from tinykron.distill import Losses, layer_map, side_by_side
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.masking import Masking, masked_perplexity
+from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.masking import Masking
 from tinykron.nn import Module, seed_dropout
 from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
 from tinykron.progress import Progress
-from tinykron.tensor import no_grad
 
 CHECKPOINT = "training.safetensors"
 LEAST = {  # of each setting that is a whole number
@@ -189,33 +188,6 @@ def _gradients(
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value / settings.accumulate
     return sums
-
-
-def perplexity(
-    model: Any, tokens: np.ndarray, context: int, batch: int | None = None, stride: int | None = None, title: str = ""
-) -> float:
-    """Return exp(mean cross-entropy per token) over `tokens`: every token but the first is predicted once.
-
-    Infinity where that is beyond the largest float. Windows of `context` tokens start `stride` (default: context)
-    apart; a token is predicted from those before it in its window. `batch` windows go at once; by default as many as
-    make about 2,048 tokens, whose logits stay in bounds with a vocabulary of 50,257. With a `title`, progress is shown.
-    """
-    training = model.training
-    model.eval()
-    inputs_WT, targets_WT = data.windows(tokens, context, stride)
-    batch = batch or max(1, 2048 // context)
-    nats, count = 0.0, 0
-    with no_grad(), Progress(title, len(inputs_WT), "windows") if title else nullcontext() as progress:
-        for start in range(0, len(inputs_WT), batch):
-            targets_BT = targets_WT[start : start + batch]
-            counted = int((targets_BT != data.IGNORED).sum())
-            loss = fused.cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED)
-            nats, count = nats + loss.item() * counted, count + counted
-            if progress:
-                progress.advance(len(targets_BT))
-    model.train(training)
-    mean = nats / count
-    return exp(mean) if mean < log(sys.float_info.max) else inf
 
 
 @contextmanager

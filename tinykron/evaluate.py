@@ -1,0 +1,216 @@
+"""How well a model predicts text: perplexity from left to right, pseudo-perplexity of a masked language model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import exp, inf, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinykron import data
+from tinykron.errors import DataError, TinykronError
+from tinykron.fused import cross_entropy
+from tinykron.masking import Masking
+from tinykron.progress import Progress
+from tinykron.tensor import no_grad
+
+LOGITS_AT_ONCE = 2048  # rows of logits: in bounds with a vocabulary of 50,257
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a text costs a model."""
+
+    measure: str  # "perplexity" or "pseudo-perplexity"
+    tokens: int  # that were predicted
+    context: int  # longest window, in tokens
+    stride: int  # from one window's start to the next one's
+    nats: float  # per predicted token
+    text_bytes: int  # UTF-8, of the whole text
+    documents: int
+    text: str  # where it came from
+
+    @property
+    def perplexity(self) -> float:
+        return bounded_exp(self.nats)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The same cost in a unit that no tokenizer changes."""
+        return self.nats * self.tokens / (log(2.0) * self.text_bytes)
+
+
+def bounded_exp(nats: float) -> float:
+    """Return e to the power `nats`, infinity where that is beyond the largest float."""
+    return exp(nats) if nats < log(sys.float_info.max) else inf
+
+
+def perplexity(
+    model: Any, tokens: np.ndarray, context: int, batch: int | None = None, stride: int | None = None, title: str = ""
+) -> float:
+    """Return exp(mean cross-entropy per token) over `tokens`: every token but the first is predicted once.
+
+    Infinity where that is beyond the largest float. Windows of `context` tokens start `stride` (default: context)
+    apart; a token is predicted from those before it in its window. `batch` windows go at once; by default as many as
+    make about 2,048 tokens, whose logits stay in bounds with a vocabulary of 50,257. With a `title`, progress is shown.
+    """
+    nats, count = _total_nats(model, tokens, context, batch, stride, title)
+    return bounded_exp(nats / count)
+
+
+def _total_nats(
+    model: Any, tokens: np.ndarray, context: int, batch: int | None, stride: int | None, title: str
+) -> tuple[float, int]:
+    """Return the summed cross-entropy of all tokens but the first, and how many those are."""
+    inputs_WT, targets_WT = data.windows(tokens, context, stride)
+    batch = batch or max(1, LOGITS_AT_ONCE // context)
+    nats, count = 0.0, 0
+    with _reading(model), Progress(title, len(inputs_WT), "windows") if title else nullcontext() as progress:
+        for start in range(0, len(inputs_WT), batch):
+            targets_BT = targets_WT[start : start + batch]
+            counted = int((targets_BT != data.IGNORED).sum())
+            loss = cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED)
+            nats, count = nats + loss.item() * counted, count + counted
+            if progress:
+                progress.advance(len(targets_BT))
+    return nats, count
+
+
+def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Masking, batch: int = 16) -> float:
+    """Return exp(mean cross-entropy) of hidden tokens, the same ones each time, in consecutive windows of `tokens`.
+
+    It is what training minimises, and cheap; pseudo-perplexity hides one token at a time.
+    """
+    inner = min(context - 2, len(tokens))
+    ids_WT = masking.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
+    inputs_WT, targets_WT = masking.hide(ids_WT, np.random.default_rng(0))
+    nats, count = 0.0, 0
+    with _reading(model):
+        for start in range(0, len(ids_WT), batch):
+            targets_BT = targets_WT[start : start + batch]
+            counted = int((targets_BT != data.IGNORED).sum())
+            nats += (
+                counted * cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED).item()
+            )
+            count += counted
+    return bounded_exp(nats / count)
+
+
+def pseudo_nats(
+    model: Any, tokens: np.ndarray, masking: Masking, context: int, limit: int | None = None, title: str = ""
+) -> tuple[float, int]:
+    """Return the summed cost in nats of tokens that are hidden one at a time, and how many those are.
+
+    tokens   (N,) without [CLS] and [SEP], which are put around each window of at most `context` tokens
+    limit    hide at most so many of them, evenly spaced; None: every one
+    The exponential of their mean is the pseudo-perplexity. Salazar et al. 2020.
+    """
+    if len(tokens) == 0:
+        raise DataError("pseudo-perplexity: the text is empty, expected at least one token")
+    inner = context - 2
+    chosen = np.unique(np.linspace(0, len(tokens) - 1, min(limit or len(tokens), len(tokens))).round().astype(int))
+    nats = 0.0
+    with _reading(model), Progress(title, len(chosen), "tokens") if title else nullcontext() as progress:
+        for start in range(0, len(tokens), inner):
+            window_1T = masking.frame(np.asarray(tokens[start : start + inner], np.int64)[None])
+            places = 1 + chosen[(chosen >= start) & (chosen < start + inner)] - start  # behind [CLS]
+            step = max(1, LOGITS_AT_ONCE // window_1T.shape[1])
+            for first in range(0, len(places), step):
+                hidden_B = places[first : first + step]
+                rows_B = np.arange(len(hidden_B))
+                ids_BT = np.repeat(window_1T, len(hidden_B), axis=0)
+                targets_BT = np.full_like(ids_BT, data.IGNORED)
+                targets_BT[rows_B, hidden_B] = ids_BT[rows_B, hidden_B]
+                ids_BT[rows_B, hidden_B] = masking.mask
+                nats += cross_entropy(model(ids_BT).logits, targets_BT, data.IGNORED).item() * len(hidden_B)
+                if progress:
+                    progress.advance(len(hidden_B))
+    return nats, len(chosen)
+
+
+def evaluate(
+    model: Any,
+    source: str | Path | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+) -> Evaluation:
+    """Return what a text costs a model: perplexity, or pseudo-perplexity of a BERT with its masked-LM head.
+
+    source   a text file, read as one stream exactly as `model.tokenizer.encode` gives it, special tokens included; a
+             folder, each file such a stream; None: the documents that training holds out of the embedded corpus, one
+             stream in which a token ends each
+    context  longest window in tokens; by default the model's own
+    stride   from one window to the next; by default the context. A smaller one gives each token more to be told from
+    limit    of tokens that a masked model hides; None: all
+    Raises TinykronError, before the model runs, for a model that predicts no tokens and for settings out of range.
+    """
+    causal = hasattr(model, "cache")
+    if not causal and getattr(model.config, "head", None) != "masked_lm":
+        raise TinykronError(f"eval: this {type(model).__name__} has no head that predicts tokens")
+    if model.tokenizer is None:
+        raise TinykronError("eval: the model has no tokenizer to read text with")
+    context = model.context if context is None else context
+    least = 1 if causal else 3
+    if not least <= context <= model.context:
+        raise TinykronError(f"context: found {context}, expected {least} to the model's {model.context}")
+    if not causal and stride is not None:
+        raise TinykronError("stride: a masked language model is read in windows side by side; leave it out")
+    if stride is not None and not 1 <= stride <= context:
+        raise TinykronError(f"stride: found {stride}, expected 1 to {context} (the context)")
+    if limit is not None and limit < 1:
+        raise TinykronError(f"limit: found {limit}, expected at least 1")
+    streams, size, where = _streams(model.tokenizer, source, causal)
+    if causal:
+        parts = [_total_nats(model, tokens, context, None, stride, "reading the text") for tokens in streams]
+        measure = "perplexity"
+    else:
+        masking, measure = Masking.of(model.tokenizer), "pseudo-perplexity"
+        share = None if limit is None else -(-limit // len(streams))
+        parts = [pseudo_nats(model, tokens, masking, context, share, "hiding tokens") for tokens in streams]
+    nats, count = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    if not causal:  # of those that were hidden; the others cost as much on average
+        size = round(size * count / sum(map(len, streams)))
+    used = context if stride is None else stride
+    return Evaluation(measure, count, context, used if causal else context - 2, nats / count, size, len(streams), where)
+
+
+def _streams(tokenizer: Any, source: str | Path | None, special: bool) -> tuple[list[np.ndarray], int, str]:
+    """Return the token streams of a text, its size in bytes, and words for where it came from."""
+    if source is None:
+        _, held_out = data.split(data.documents())
+        size = sum(len(document.text.encode()) for document in held_out)
+        return [data.encode(tokenizer, held_out)], size, "what training holds out of the text that every Python carries"
+    texts = [text for _, text in data.whole_files(source)]
+    streams = [np.array(tokenizer.encode(text, add_special_tokens=special).ids, np.int64) for text in texts]
+    if any(len(stream) < (2 if special else 1) for stream in streams):
+        raise DataError(f"{source}: the text is too short to predict a token of it")
+    return streams, sum(len(text.encode()) for text in texts), str(source)
+
+
+@contextmanager
+def _reading(model: Any) -> Iterator[None]:
+    """Run a block without a tape and without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def render(found: Evaluation) -> str:
+    """Return an evaluation as lines for a terminal."""
+    plural = "" if found.documents == 1 else "s"
+    lines: Sequence[str] = [
+        f"{found.measure} {found.perplexity:.2f}: {found.nats:.4f} nats a token, {found.bits_per_byte:.4f} bits a byte",
+        f"{found.tokens:,} tokens predicted, context {found.context}, stride {found.stride}; "
+        f"{found.documents} text{plural}: {found.text}",
+    ]
+    return "\n".join(lines)
