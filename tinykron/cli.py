@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ EXAMPLES = """\
 examples:
   tinykron run kngpt2                          halve the shipped GPT-2, distil it, report (under 3 minutes)
   tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
+  tinykron info weights/llama-tiny              its matrices, its costs, what Kronecker factors would keep
+  tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
+a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
 """
 
 
@@ -64,9 +68,19 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def takes_model(sub: argparse.ArgumentParser, flag: str = "model") -> None:
+        default = "default: the shipped gpt2-tiny"
+        options: dict[str, Any] = {} if flag.startswith("-") else {"nargs": "?"}
+        sub.add_argument(flag, metavar="MODEL", help=f"a folder, a cache path or a hub id ({default})", **options)
+        sub.add_argument("--download", action="store_true", help="fetch a hub id that is not in the cache")
+
+    info = verb("info", _info, "say what a checkpoint is: matrices, sizes, costs, what Kronecker factors would keep")
+    takes_model(info)
+    info.add_argument("--ratio", type=float, default=2.0, help="by which the factors are smaller (default 2)")
+
     run = verb("run", _run, "run a recipe: take a checkpoint, make a smaller one, report what it cost")
     run.add_argument("recipe", choices=("kngpt2",), help="kngpt2: Kronecker factors, then light distillation")
-    run.add_argument("--model", metavar="FOLDER", help="the teacher (default: the shipped gpt2-tiny)")
+    takes_model(run, "--model")
     run.add_argument("--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)")
     run.add_argument("--out", metavar="DIR", help="folder to make (default: kngpt2, or kngpt2-2 if that exists, ...)")
     run.add_argument("--share", type=float, default=0.1, help="of the text, for the light training (default 0.1)")
@@ -82,8 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", metavar="DIR", required=True, help="folder to make")
 
+    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text")
+    takes_model(evaluate)
+    evaluate.add_argument("--data", metavar="TEXT", help="text file or folder (default: what training held out)")
+    evaluate.add_argument("--context", type=int, metavar="N", help="longest window, in tokens (default: the model's)")
+    evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
+
     generate = verb("generate", _generate, "continue a prompt")
-    generate.add_argument("model", nargs="?", metavar="MODEL", help="a folder (default: the shipped gpt2-tiny)")
+    takes_model(generate)
     generate.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
     generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default 60, or what the context holds")
     generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
@@ -93,11 +114,42 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
-    bench.add_argument("subject", choices=("engine",), help="engine: GPT-2 forward, decoding and a training step")
-    bench.add_argument("--config", default="gpt2", help='"gpt2" (124M, the default) or "tiny", to try the benchmark')
+    subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it"
+    bench.add_argument("subject", choices=("engine", "decode"), help=subjects)
+    bench.add_argument("--config", default="gpt2", help='engine: "gpt2" (124M, the default) or "tiny", to try it')
+    takes_model(bench, "--model")
     bench.add_argument("--threads", type=int, default=2, metavar="N", help="alike on both sides (default 2)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="pairs of turns per row (default 5)")
     return parser
+
+
+def _model_folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the model that a verb was given, or of the shipped one."""
+    from tinykron import data, hub
+
+    return hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from tinykron import checkpoint, info
+
+    folder = _model_folder(options)
+    found = info.describe(folder, checkpoint.load(folder), options.ratio)
+    print(json.dumps(asdict(found), indent=2) if options.json else info.render(found))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from tinykron import checkpoint, evaluate
+
+    model = checkpoint.load(_model_folder(options))
+    found = evaluate.evaluate(model, options.data, options.context, options.stride, options.limit)
+    if options.json:
+        costs = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+        print(json.dumps(asdict(found) | costs, indent=2))
+    else:
+        print(evaluate.render(found))
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -105,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = recipes.KnGPT2(share=options.share, passes=options.passes, head=options.head, seed=options.seed or 0)
     out = Path(options.out) if options.out else _free(Path(options.recipe))
-    found = recipes.kngpt2(options.model, options.data, out, settings)
+    found = recipes.kngpt2(_model_folder(options), options.data, out, settings)
     if found is None:
         return 130
     print(report.as_json(found) if options.json else report.render(found))
@@ -136,10 +188,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from tinykron import checkpoint, data
+    from tinykron import checkpoint
     from tinykron.generate import generate
 
-    folder = options.model or data.weights_folder("gpt2-tiny")
+    folder = _model_folder(options)
     model = checkpoint.load(folder)
     if model.tokenizer is None:
         raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
@@ -175,7 +227,10 @@ def _generate(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from tinykron import bench
 
-    report = bench.engine(options.config, options.threads, options.repeats)
+    if options.subject == "engine":
+        report = bench.engine(options.config, options.threads, options.repeats)
+    else:
+        report = bench.decode(_model_folder(options), options.threads, options.repeats)
     print(json.dumps(report.as_dict(), indent=2) if options.json else bench.render(report), end="")
     return 0
 

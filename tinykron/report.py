@@ -16,10 +16,9 @@ import numpy as np
 from tinykron import checkpoint
 from tinykron.evaluate import perplexity
 from tinykron.generate import generate
+from tinykron.info import flops_per_token
 from tinykron.kron.algebra import gaussian_energy
 from tinykron.kron.compress import KronPlan
-from tinykron.kron.linear import KronEmbedding, KronModule
-from tinykron.nn import Embedding, Linear
 from tinykron.tensor import no_grad
 from tinykron.train import History
 
@@ -83,27 +82,6 @@ def measure(folders: Mapping[str, str | Path], held_out: np.ndarray, prompt_ids:
             )
         )
     return measured
-
-
-def flops_per_token(model: Any, position: int) -> int:
-    """Return the multiplications and additions of the matrix products of one token that sees `position` others."""
-    head = model.head or model.embedding
-    count = 0
-    for _, module in model.modules():
-        if isinstance(module, Embedding | KronEmbedding) and module is not head:
-            continue  # a row is looked up, nothing is multiplied
-        if isinstance(module, Linear | Embedding):
-            count += 2 * module.weight.size
-        elif isinstance(module, KronModule):
-            count += 2 * kron_multiplications(module)
-    attention = model.blocks[0].attention
-    return count + len(model.blocks) * 2 * 2 * attention.heads * attention.head_width * (position + 1)
-
-
-def kron_multiplications(module: KronModule) -> int:
-    """Return the multiplications per vector, in the cheaper order. KroneckerBERT eq. 7."""
-    (terms, m, n), (_, p, q) = module.a_RMN.shape, module.b_RPQ.shape
-    return terms * min(n * p * (q + m), m * q * (n + p))
 
 
 def speeds(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinykron.backend import Array, xp_of
-from tinykron.errors import CheckpointError, DataError, TinykronError
+from tinykron.errors import CheckpointError, DataError, ShapeError, TinykronError
 from tinykron.models.transformer import (
     ACTIVATIONS,
     Attention,
@@ -36,6 +36,10 @@ HEADS = {  # of each class of transformers
 }
 DERIVED = ("head", "labels", "extra")  # what stands under another name in config.json
 UNSUPPORTED = {"is_decoder": True, "add_cross_attention": True}
+SIZES = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+    "type_vocab_size"
+).split()
 
 
 @dataclass(frozen=True)
@@ -55,37 +59,31 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None  # None: hidden_dropout_prob
     tie_word_embeddings: bool = True
-    add_pooling_layer: bool = True  # asked by the plain encoder alone: the heads know whether they need it
+    add_pooling_layer: bool | None = None  # None: in an encoder without a head
     head: str | None = None  # None, "masked_lm", "sequence", "token", "span": `architectures` in config.json
     labels: int = 2  # classes of the heads "sequence" and "token": `id2label` or `num_labels` in config.json
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pooler(self) -> bool:
-        """Whether there is one: for sequence classification, and in an encoder that was saved with it."""
-        return self.head == "sequence" or (self.head is None and self.add_pooling_layer)
+        """Whether there is one: for sequence classification, and where an encoder or masked LM was saved with it."""
+        asked = self.head is None if self.add_pooling_layer is None else self.add_pooling_layer
+        return self.head == "sequence" or (self.head in (None, "masked_lm") and asked)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> BertConfig:
         """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
         known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in DERIVED}
         extra = {key: value for key, value in config.items() if key not in known and key not in ("architectures",)}
-        for key in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
+        for key in SIZES:
             known[key] = positive(config, key, getattr(cls, key))
         for key in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             known[key] = number(config, key, getattr(cls, key), below=1.0)
         if known.get("classifier_dropout") is not None:
             number(config, "classifier_dropout", None, below=1.0)
-        for key in ("tie_word_embeddings", "add_pooling_layer"):
-            known[key] = boolean(config, key, True)
+        known["tie_word_embeddings"] = boolean(config, "tie_word_embeddings", True)
+        if known.get("add_pooling_layer") is not None:
+            boolean(config, "add_pooling_layer", True)
         if known["hidden_size"] % known["num_attention_heads"]:
             width, heads = known["hidden_size"], known["num_attention_heads"]
             raise CheckpointError(f"hidden_size {width} is not divisible by num_attention_heads {heads}")
@@ -103,6 +101,7 @@ class BertConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
+        own["add_pooling_layer"] = self.pooler
         architecture = next(name for name, head in HEADS.items() if head == self.head)
         if self.head in ("sequence", "token") and len(self.extra.get("id2label", ())) != self.labels:
             names = [f"LABEL_{number}" for number in range(self.labels)]
@@ -132,7 +131,7 @@ def _labels(config: dict[str, Any]) -> int:
 def told_by_tensors(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return config.json with what it may leave open: the head, and whether the encoder has a pooler."""
     found = dict(config)
-    pooler = "pooler.dense.weight" in names
+    pooler = any(name.startswith("pooler.") for name in names)
     if not config.get("architectures"):
         if any(name.startswith("cls.predictions.") for name in names):
             found["architectures"] = ["BertForMaskedLM"]
@@ -140,7 +139,7 @@ def told_by_tensors(config: dict[str, Any], names: Collection[str]) -> dict[str,
             found["architectures"] = ["BertForQuestionAnswering"]
         elif "classifier.weight" in names:
             found["architectures"] = ["BertForSequenceClassification" if pooler else "BertForTokenClassification"]
-    return found | ({} if "add_pooling_layer" in config else {"add_pooling_layer": pooler})
+    return found | {"add_pooling_layer": pooler}
 
 
 # Wiring ---------------------------------------------------------------------------------------------------------------
@@ -240,7 +239,9 @@ class Bert(Module):
         if time > self.context:
             raise TinykronError(f"{time} tokens are more than the model's context of {self.context}")
         mask_BT = check_mask(mask_BT, (batch, time), self.norm.weight.device)
-        types_BT = np.zeros((1, time), np.int64) if token_types_BT is None else check_ids(token_types_BT)
+        types_BT = np.zeros_like(ids_BT) if token_types_BT is None else check_ids(token_types_BT)
+        if types_BT.shape != (batch, time):
+            raise ShapeError(f"token types: expected shape {(batch, time)} like the ids, found {types_BT.shape}")
         x_BTD = self.embedding(ids_BT) + self.token_types(types_BT, "token type")
         x_BTD = self.dropout(self.norm(x_BTD + self.positions(np.arange(time)[None], "position")))
         hidden, scores = [x_BTD], []
@@ -276,13 +277,17 @@ def with_head(model: Bert, head: str | None, labels: int = 2, generator: Generat
     if head not in HEADS.values():
         expected = ", ".join(map(repr, dict.fromkeys(HEADS.values())))
         raise TinykronError(f"head: found {head!r}, expected one of {expected}")
+    positive({"labels": labels}, "labels")
     made = copy.deepcopy(model)
-    extra = {key: value for key, value in model.config.extra.items() if key not in ("id2label", "label2id")}
-    made.config = replace(model.config, head=head, labels=labels, extra=extra)
+    old = ("id2label", "label2id", "num_labels")
+    extra = {key: value for key, value in model.config.extra.items() if key not in old}
+    pooler = model.pooler is not None
+    made.config = replace(model.config, head=head, labels=labels, add_pooling_layer=pooler, extra=extra)
     if made.config.pooler and made.pooler is None:
         made.pooler = Linear(model.config.hidden_size, model.config.hidden_size, generator=generator)
     made.pooler = made.pooler if made.config.pooler else None
     made.head = _head(made.config, generator)
+    made.to(model.norm.weight.device).train(model.training)
     return made
 
 
@@ -297,9 +302,12 @@ def sentence_embeddings(model: Bert, texts: Sequence[str], batch: int = 32) -> n
     if isinstance(texts, str) or not texts:
         raise DataError(f"sentence_embeddings: expected a list of texts, found {texts!r}")
     tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.no_padding()  # a batch is padded below, and masked
     tokenizer.enable_truncation(model.context)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # texts of like length go together
+    if not ids[order[0]]:
+        raise DataError(f"sentence_embeddings: text {order[0]} has no token: {texts[order[0]]!r}")
     found = np.empty((len(ids), model.config.hidden_size), np.float32)
     training = model.training
     model.eval()
@@ -378,8 +386,9 @@ def names(config: BertConfig) -> list[Name]:
     if config.head == "masked_lm":
         linear("cls.predictions.transform.dense", "head.dense", width)
         norm("cls.predictions.transform.LayerNorm", "head.norm")
-        bias = Name("cls.predictions.bias", ("head.bias",), ("vocab_size",), alias="cls.predictions.decoder.bias")
-        table.append(bias)
+        # one bias under two names; untied, transformers computes with the decoder's
+        biases = ["cls.predictions.bias", "cls.predictions.decoder.bias"][:: 1 if config.tie_word_embeddings else -1]
+        table.append(Name(biases[0], ("head.bias",), ("vocab_size",), alias=biases[1]))
         if not config.tie_word_embeddings:
             table.append(Name("cls.predictions.decoder.weight", ("head.decoder.weight",), ("vocab_size", width)))
     elif config.head is not None:

@@ -1,0 +1,229 @@
+"""What a checkpoint is: its matrices, what it costs to run, and what Kronecker factors would keep of it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from tinykron import checkpoint
+from tinykron.errors import TinykronError
+from tinykron.kron.algebra import Shape, gaussian_energy, nearest
+from tinykron.kron.compress import dense_shapes
+from tinykron.kron.linear import KronEmbedding, KronModule
+from tinykron.nn import Embedding, Linear
+from tinykron.progress import Progress
+
+NEAR = 0.02  # pairs of factors whose sizes differ by less count as equally large
+PROGRESS_FROM = 20_000_000  # parameters of a model whose fits take long enough to show how far they are
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of a model, and the best single Kronecker pair of the wanted size."""
+
+    name: str
+    shape: Shape  # out x in, or rows x width
+    parameters: int
+    a: Shape | None = None  # None where no pair of factors is that small, or the matrix is factorised already
+    b: Shape | None = None
+    energy: float | None = None  # ||A x B|| / ||W||
+    gaussian: float | None = None  # what the pair would keep of Gaussian noise
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `tinykron info` says of a model."""
+
+    folder: str
+    architecture: str
+    layers: int
+    width: int
+    heads: int
+    key_value_heads: int
+    context: int
+    vocabulary: int
+    parameters: int
+    head: str  # where the logits come from
+    bytes: int  # of the tensor files
+    dtype: str  # of most values in them
+    flops_per_token: int  # forward, at half the context
+    ratio: float
+    matrices: list[Matrix]
+    others: int  # parameters of norms, biases, and whatever else is no matrix
+
+
+# Costs ----------------------------------------------------------------------------------------------------------------
+
+
+def flops_per_token(model: Any, position: int) -> int:
+    """Return the multiplications and additions of the matrix products of one token, attention and head included.
+
+    A token of a causal model sees `position` others; one of BERT's sees them and as many behind it. BERT's pooler and
+    its classifiers of whole texts are used once a text and left out; a classifier of tokens counts.
+    """
+    causal = hasattr(model, "cache")
+    once = [] if causal else _used_once_a_text(model)
+    count = 0
+    for _, module in model.modules():
+        if isinstance(module, Embedding | KronEmbedding) or any(module is other for other in once):
+            continue  # a row is looked up, nothing is multiplied
+        count += _product_flops(module)
+    attention = model.blocks[0].attention
+    seen = position + 1 if causal else 2 * position
+    count += len(model.blocks) * 2 * 2 * attention.heads * attention.head_width * seen
+    table = output_table(model)
+    return count + (0 if table is None else _product_flops(table))
+
+
+def _used_once_a_text(model: Any) -> list[Any]:
+    whole_text = model.config.head == "sequence"
+    return [model.pooler, *([model.head.linear] if whole_text else [])]
+
+
+def _product_flops(module: Any) -> int:
+    """Return the multiplications and additions of one vector with a layer's matrix."""
+    if isinstance(module, Linear | Embedding):
+        return 2 * module.weight.size
+    return 2 * kron_multiplications(module) if isinstance(module, KronModule) else 0
+
+
+def kron_multiplications(module: KronModule) -> int:
+    """Return the multiplications per vector, in the cheaper order. KroneckerBERT eq. 7."""
+    (terms, m, n), (_, p, q) = module.a_RMN.shape, module.b_RPQ.shape
+    return terms * min(n * p * (q + m), m * q * (n + p))
+
+
+def output_table(model: Any) -> Any:
+    """Return the table whose rows score the vocabulary: the head's own, or the token embedding; None without one."""
+    if hasattr(model, "cache"):
+        return model.head or model.embedding
+    return (model.head.decoder or model.embedding) if model.config.head == "masked_lm" else None
+
+
+def _head_in_words(model: Any) -> str:
+    table = output_table(model)
+    if table is None:
+        kinds = {"sequence": "classifies whole texts", "token": "classifies each token", "span": "finds a span"}
+        return kinds.get(model.config.head, "none: hidden states alone")
+    return "tied to the token embedding" if table is model.embedding else "a matrix of its own"
+
+
+# Energy ---------------------------------------------------------------------------------------------------------------
+
+
+def best_pair(w: Any, ratio: float) -> tuple[Shape, float] | None:
+    """Return the (M, N) of the single Kronecker pair that keeps the most of w, and the share of the norm it keeps.
+
+    Pairs may have up to 1 / ratio of w's parameters; compared are the largest of these (those within 2 %), for a pair
+    keeps the more the larger it is. So at ratio 2 one side is halved, as KnGPT2 does. None if no pair is that small.
+    """
+    rows, columns = w.shape
+    sizes = {}
+    for m in _divisors(rows):
+        for n in _divisors(columns):
+            count = m * n + (rows // m) * (columns // n)
+            if count <= (1 + NEAR / 2) * w.size / ratio:
+                sizes[m, n] = count
+    if not sizes:
+        return None
+    largest = max(sizes.values())
+    shapes = [shape for shape, count in sizes.items() if count >= (1 - NEAR) * largest]
+    kept = {shape: nearest(w, shape).energy or 0.0 for shape in shapes}
+    shape = max(kept, key=lambda shape: kept[shape])
+    return shape, kept[shape]
+
+
+def _divisors(size: int) -> list[int]:
+    return [number for number in range(1, size + 1) if size % number == 0]
+
+
+def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
+    """Return what there is to know of a model that was loaded from `folder`; ratio is that of the Kronecker pairs.
+
+    Raises TinykronError for a ratio below 1.
+    """
+    if not ratio >= 1.0:
+        raise TinykronError(f"ratio: found {ratio}, expected at least 1")
+    matrices = []
+    dense = dense_shapes(model)
+    large = model.parameter_count() > PROGRESS_FROM
+    with Progress("fitting factors", len(dense), "matrices") if large else nullcontext() as progress:
+        for name, shape in dense.items():
+            weight = model.get(name).weight.data
+            w = weight.T if isinstance(model.get(name), Linear) else weight
+            found = best_pair(w, ratio)
+            if found is None:
+                matrices.append(Matrix(name, shape, w.size))
+            else:
+                (m, n), energy = found
+                level = gaussian_energy(shape, (m, n))
+                matrices.append(Matrix(name, shape, w.size, (m, n), (shape[0] // m, shape[1] // n), energy, level))
+            if progress:
+                progress.advance(1, name)
+    for name, module in model.modules():
+        if isinstance(module, KronModule):
+            matrices.append(Matrix(f"{name} (factorised)", module.factors.shape, module.factors.parameters))
+    attention = model.blocks[0].attention
+    total = model.parameter_count()
+    return Info(
+        folder=str(folder),
+        architecture=type(model).__name__,
+        layers=len(model.blocks),
+        width=model.norm.weight.size,
+        heads=attention.heads,
+        key_value_heads=attention.groups,
+        context=model.context,
+        vocabulary=model.config.vocab_size,
+        parameters=total,
+        head=_head_in_words(model),
+        bytes=sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
+        dtype=checkpoint.stored_dtype(folder),
+        flops_per_token=flops_per_token(model, model.context // 2),
+        ratio=ratio,
+        matrices=matrices,
+        others=total - sum(matrix.parameters for matrix in matrices),
+    )
+
+
+def render(info: Info) -> str:
+    """Return an Info as text for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heads = f"{info.heads} heads" + (
+        "" if info.key_value_heads == info.heads else f" on {info.key_value_heads} key/value heads"
+    )
+    lines = [
+        f"{info.folder}: {info.architecture}, {info.layers} layers of width {info.width}, {heads}",
+        f"context {info.context:,}, vocabulary {info.vocabulary:,}; output head: {info.head}",
+        f"{info.parameters:,} parameters, {info.bytes:,} bytes on disk ({info.dtype}), "
+        f"{info.flops_per_token / 1e6:,.2f} MFLOPs a token at half the context",
+        "",
+    ]
+    table = Table(title=f"each matrix, and the best Kronecker pair of 1/{info.ratio:g} its size", title_justify="left")
+    for column, heading in enumerate(("matrix", "shape", "parameters", "share", "A", "B", "kept", "Gaussian")):
+        table.add_column(heading, justify="right" if column > 1 else "left", no_wrap=True)
+    for matrix in info.matrices:
+        fits = matrix.energy is not None and matrix.gaussian is not None
+        table.add_row(
+            matrix.name,
+            _times(matrix.shape),
+            f"{matrix.parameters:,}",
+            f"{matrix.parameters / info.parameters:.1%}",
+            _times(matrix.a) if matrix.a else "-",
+            _times(matrix.b) if matrix.b else "-",
+            f"{matrix.energy:.3f}" if fits else "-",
+            f"{matrix.gaussian:.3f}" if fits else "-",
+        )
+    table.add_row("norms and biases", "", f"{info.others:,}", f"{info.others / info.parameters:.1%}", "", "", "", "")
+    text = StringIO()
+    Console(file=text, width=140, highlight=False).print(table)
+    note = "kept: the share of the matrix's norm; Gaussian: what such a pair would keep of noise of that shape"
+    return "\n".join(lines) + text.getvalue() + note
+
+
+def _times(shape: Shape) -> str:
+    return f"{shape[0]}x{shape[1]}"
