@@ -116,7 +116,8 @@ def test_each_step_drops_other_values(dropout, differs):
     one_token = np.zeros(30, np.int64)  # so that all batches are alike
     model = tiny_gpt2(dropout=dropout)
     losses = {
-        train._gradients(model, None, one_token, SHORT, CROSS_ENTROPY, (), None, step)["cross_entropy"] for step in (0, 1)
+        train._gradients(model, None, one_token, SHORT, CROSS_ENTROPY, (), None, step)["cross_entropy"]
+        for step in (0, 1)
     }
     assert len(losses) == (2 if differs else 1)
 

@@ -1,4 +1,4 @@
-"""GPT-2 as transformers computes it: random models, and all that a test compares."""
+"""Models as transformers computes them: random ones, and all that a test compares."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ def random_gpt2(config: dict[str, Any], seed: int, std: float = 0.3) -> Any:
     torch.manual_seed(seed)
     stops = {"bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(GPT2Config(**config, **stops, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += std * torch.randn_like(parameter)
+    return model
+
+
+def random_model(kind: str, config: dict[str, Any], seed: int, std: float = 0.3) -> Any:
+    """Return a model of a class of transformers, none of whose parameters is a round number."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    stops = {} if kind.startswith("Bert") else {"bos_token_id": 0, "eos_token_id": 0}
+    family = transformers.BertConfig if kind.startswith("Bert") else transformers.LlamaConfig
+    model = getattr(transformers, kind)(family(**config, **stops, attn_implementation="eager")).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += std * torch.randn_like(parameter)
