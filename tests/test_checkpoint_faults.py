@@ -149,7 +149,7 @@ FAULTY = {
     "huge header": (container({"a": ONE}, bytes(8), length=10**12), "a header of 1000000000000"),
     "header no JSON": (container(b'{"a":'), "header is no valid JSON"),
     "header no UTF-8": (container(b'{"\xff": 1}'), "header is no valid JSON"),
-    "header a list": (container(b"[]"), "invalid type: sequence"),
+    "header a list": (container(b"[]"), "its header begins with b'['"),
     "entry no object": (container({"a": 5}), "expected struct TensorInfo"),
     "entry without offsets": (container({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)), "missing field"),
     "data cut short": (container({"a": ONE}, bytes(7)), "is cut short: found 76 bytes, expected 77 from its header"),

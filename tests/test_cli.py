@@ -11,6 +11,8 @@ import pytest
 from tests.test_recipes import make_teacher, write_text
 from tinykron import cli
 
+VERBS = ["info", "run", "train", "eval", "generate", "bench"]
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
@@ -28,11 +30,11 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
 def test_without_a_verb_it_prints_the_verbs(capsys):
     code, out, _ = call(capsys)
     assert code == 0
-    for verb in ("run", "train", "generate", "bench"):
+    for verb in VERBS:
         assert f"  {verb}" in out
 
 
-@pytest.mark.parametrize("verb", ["run", "train", "generate", "bench"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_the_common_options(capsys, verb):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])
@@ -49,6 +51,27 @@ def test_generate_prints_the_prompt_and_what_follows(capsys, places):
     code, out, _ = call(capsys, "generate", teacher, *options, "--json")
     content = json.loads(out)
     assert code == 0 and content["prompt"] + content["text"] + "\n" == text
+
+
+def test_info_prints_sizes_and_every_matrix(capsys, places):
+    _, _, teacher = places
+    code, text, _ = call(capsys, "info", teacher)
+    assert code == 0 and "GPT2, 4 layers of width 16" in text and "blocks.3.mlp.down" in text
+    code, out, _ = call(capsys, "info", teacher, "--ratio", "4", "--json")
+    content = json.loads(out)
+    assert code == 0 and (content["model_type"], content["ratio"]) == ("gpt2", 4.0)
+    assert content["parameters"] == content["others"] + sum(matrix["parameters"] for matrix in content["matrices"])
+
+
+def test_eval_prints_what_a_text_costs(capsys, places):
+    _, text, teacher = places
+    options = ["--data", text, "--context", "16", "--stride", "12"]
+    code, printed, _ = call(capsys, "eval", teacher, *options)
+    assert code == 0 and "context 16, stride 12" in printed
+    code, out, _ = call(capsys, "eval", teacher, *options, "--json")
+    content = json.loads(out)
+    assert code == 0 and f"perplexity {content['perplexity']:.2f}: {content['nats']:.4f} nats a token" in printed
+    assert (content["measure"], content["context"], content["stride"]) == ("perplexity", 16, 12)
 
 
 def test_run_prints_the_report_and_names_the_folder(capsys, places, tmp_path, monkeypatch):
@@ -88,6 +111,14 @@ BAD_INPUT = {
     "an empty text": ([*RUN, "--data", "{base}/empty.txt", "--out", "{base}/x"], "empty"),
     "a folder that exists": ([*RUN, "--data", "{text}", "--out", "{base}"], "exists"),
     "a share above 1": (["run", "kngpt2", "--share", "7"], "share"),
+    "a ratio below 1": (["info", "{teacher}", "--ratio", "0.5"], "ratio"),
+    "a ratio that is no number": (["info", "{teacher}", "--ratio", "nan"], "ratio"),
+    "info of a missing model": (["info", "{base}/nowhere"], "nowhere"),
+    "an empty text to evaluate": (["eval", "{teacher}", "--data", "{base}/empty.txt"], "empty"),
+    "a context beyond the model's": (["eval", "{teacher}", "--data", "{text}", "--context", "33"], "expected 1 to"),
+    "a stride beyond the context": (["eval", "{teacher}", "--data", "{text}", "--stride", "33"], "stride: found 33"),
+    "a stride of 0": (["eval", "{teacher}", "--data", "{text}", "--stride", "0"], "stride: found 0"),
+    "a limit for a causal model": (["eval", "{teacher}", "--data", "{text}", "--limit", "5"], "limit"),
     "a missing configuration": (["train", "{base}/no.toml", "--out", "{base}/x"], "no.toml"),
 }  # fmt: skip
 

@@ -115,16 +115,30 @@ def plain_pseudo_nats(model: Bert, tokens: np.ndarray, masking: Masking, context
 def test_pseudo_perplexity_hides_each_token_once(device, bert, length):
     bert.to(device)
     masking, tokens = Masking.of(bert.tokenizer), np.random.default_rng(length).integers(5, 50, length)
-    nats, count = pseudo_nats(bert.train(), tokens, masking, 10)
+    nats, count = pseudo_nats(bert.train(), [tokens], masking, 10)
     assert count == length and bert.training
     assert nats == pytest.approx(plain_pseudo_nats(bert, tokens, masking, 10, list(range(length))), rel=1e-4)
 
 
 def test_a_limit_hides_evenly_spaced_tokens(bert):
     masking, tokens = Masking.of(bert.tokenizer), np.random.default_rng(0).integers(5, 50, 21)
-    nats, count = pseudo_nats(bert, tokens, masking, 10, limit=3)
+    nats, count = pseudo_nats(bert, [tokens], masking, 10, limit=3)
     assert count == 3
     assert nats == pytest.approx(plain_pseudo_nats(bert, tokens, masking, 10, [0, 10, 20]), rel=1e-4)
+
+
+def test_a_limit_counts_over_all_streams_and_skips_what_frames_a_text(bert):
+    masking = Masking.of(bert.tokenizer)
+    long, short = np.random.default_rng(0).integers(5, 50, 20), np.array([7])
+    with_ends = np.concatenate([[masking.end], long[:9], [masking.end], long[9:], [masking.end]])
+    nats, count = pseudo_nats(bert, [with_ends, short], masking, 10, limit=3)  # the first, middle and last of 21
+    assert count == 3
+    expected = plain_pseudo_nats(bert, with_ends, masking, 10, [1, 12])
+    expected += plain_pseudo_nats(bert, short, masking, 10, [0])
+    assert nats == pytest.approx(expected, rel=1e-4)
+    assert pseudo_nats(bert, [with_ends, short], masking, 10)[1] == 21
+    with pytest.raises(DataError, match="the text is empty"):
+        pseudo_nats(bert, [with_ends[:1]], masking, 10)
 
 
 # Whole texts ----------------------------------------------------------------------------------------------------------
@@ -144,13 +158,47 @@ def test_a_file_is_one_stream_and_a_folder_one_for_each_file(gpt2, tmp_path):
     (tmp_path / "b.txt").write_text(TEXT.upper())
     one = evaluate.evaluate(gpt2, tmp_path / "a.txt", context=8, stride=3)
     ids = np.array(gpt2.tokenizer.encode(TEXT).ids)
-    assert one.perplexity == pytest.approx(plain_perplexity(gpt2, ids, 8, 3), rel=1e-5)
+    assert one.perplexity == pytest.approx(plain_perplexity(gpt2, ids, 7, 3), rel=1e-5)  # 7, and the one they tell
+    side_by_side = evaluate.evaluate(gpt2, tmp_path / "a.txt", context=8)
+    assert side_by_side.perplexity == pytest.approx(plain_perplexity(gpt2, ids, 8, 8), rel=1e-5)
     assert (one.measure, one.tokens, one.context, one.stride) == ("perplexity", len(ids) - 1, 8, 3)
     assert one.bits_per_byte == pytest.approx(one.nats * one.tokens / log(2) / len(TEXT.encode()))
     both = evaluate.evaluate(gpt2, tmp_path, context=8, stride=3)
     other = evaluate.evaluate(gpt2, tmp_path / "b.txt", context=8, stride=3)
     assert both.tokens == one.tokens + other.tokens and both.documents == 2
     assert both.nats * both.tokens == pytest.approx(one.nats * one.tokens + other.nats * other.tokens)
+
+
+def test_truncation_that_a_tokenizer_has_set_cuts_no_text(gpt2, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    whole = evaluate.evaluate(gpt2, tmp_path / "a.txt")
+    gpt2.tokenizer.enable_truncation(4)
+    gpt2.tokenizer.enable_padding(length=400)
+    assert evaluate.evaluate(gpt2, tmp_path / "a.txt") == whole
+    assert gpt2.tokenizer.truncation["max_length"] == 4
+
+
+def test_the_embedded_corpus_is_what_training_held_out(gpt2, monkeypatch):
+    monkeypatch.setattr(data, "documents", lambda: PROSE)
+    _, held_out = data.split(PROSE)
+    found = evaluate.evaluate(gpt2)
+    tokens = data.encode(gpt2.tokenizer, held_out)
+    assert found.tokens == len(tokens) - 1
+    assert found.perplexity == pytest.approx(perplexity(gpt2, tokens, 16))
+    assert found.text.startswith(f"{len(held_out)} documents that training holds out")
+
+
+def test_a_tokenizers_special_tokens_begin_a_text(gpt2, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    (tmp_path / "a.txt").write_text(TEXT)
+    ids = gpt2.tokenizer.encode(TEXT).ids
+    gpt2.tokenizer.post_processor = TemplateProcessing(
+        single=f"{data.END_OF_TEXT} $A", special_tokens=[(data.END_OF_TEXT, 0)]
+    )
+    found = evaluate.evaluate(gpt2, tmp_path / "a.txt")
+    assert found.tokens == len(ids)  # the first is told from the special one
+    assert found.perplexity == pytest.approx(plain_perplexity(gpt2, np.array([0, *ids]), 16, 16), rel=1e-5)
 
 
 def test_a_masked_model_has_pseudo_perplexity(bert, tmp_path):
@@ -160,7 +208,9 @@ def test_a_masked_model_has_pseudo_perplexity(bert, tmp_path):
     expected = plain_pseudo_nats(bert, ids, Masking.of(bert.tokenizer), 10, list(range(len(ids)))) / len(ids)
     assert found.nats == pytest.approx(expected, rel=1e-4)
     assert (found.measure, found.tokens, found.context, found.stride) == ("pseudo-perplexity", len(ids), 10, 8)
-    assert evaluate.evaluate(bert, tmp_path / "a.txt", limit=4).tokens == 4
+    few = evaluate.evaluate(bert, tmp_path / "a.txt", limit=4)
+    assert (few.tokens, few.of) == (4, len(ids))
+    assert f"4 tokens predicted of {len(ids)}, evenly spaced" in evaluate.render(few)
     assert "pseudo-perplexity" in evaluate.render(found) and "10, stride 8" in evaluate.render(found)
 
 
@@ -171,7 +221,7 @@ def test_a_masked_model_has_pseudo_perplexity(bert, tmp_path):
         ({"context": 0}, "context: found 0"),
         ({"stride": 0}, r"stride: found 0, expected 1 to 16 \(the context\)"),
         ({"context": 4, "stride": 5}, "stride: found 5, expected 1 to 4"),
-        ({"limit": 0}, "limit: found 0"),
+        ({"limit": 3}, "limit: a causal model predicts every token"),
     ],
 )
 def test_settings_out_of_range_are_refused(gpt2, tmp_path, options, complaint):
@@ -182,8 +232,10 @@ def test_settings_out_of_range_are_refused(gpt2, tmp_path, options, complaint):
 
 def test_what_cannot_be_evaluated_is_refused(gpt2, bert, tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(TinykronError, match="too short to predict a token"):
+    with pytest.raises(TinykronError, match="a.txt is too short to predict a token"):
         evaluate.evaluate(gpt2, tmp_path / "a.txt")
+    with pytest.raises(TinykronError, match="limit: found 0"):
+        evaluate.evaluate(bert, tmp_path / "a.txt", limit=0)
     with pytest.raises(TinykronError, match="stride: a masked language model"):
         evaluate.evaluate(bert, tmp_path / "a.txt", stride=3)
     with pytest.raises(TinykronError, match="this Bert has no head that predicts tokens"):
@@ -194,6 +246,6 @@ def test_what_cannot_be_evaluated_is_refused(gpt2, bert, tmp_path):
 
 
 def test_bits_per_byte_do_not_depend_on_the_tokenizer():
-    found = evaluate.Evaluation("perplexity", 10, 8, 8, log(2.0), 5, 1, "a text")
+    found = evaluate.Evaluation("perplexity", 10, 10, 8, 8, log(2.0), 5, 1, "a text")
     assert found.bits_per_byte == pytest.approx(2.0)
     assert replace(found, tokens=20, nats=log(2.0) / 2).bits_per_byte == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""GPT-2 against what transformers computed once (tests/golden/make.py), where torch is not installed."""
+"""Models against what transformers computed once (tests/golden/make.py), where torch is not installed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import pytest
 import tinykron as tk
 from tests.checkpoints import write_folder
 from tests.helpers import assert_close, host
+from tinykron.backend import to_device
 from tinykron.fused import cross_entropy
+from tinykron.models import bert
 from tinykron.models.gpt2 import names
+
+
+def read(kind):
+    with np.load(Path(__file__).parent / "golden" / f"{kind}.npz") as file:
+        return dict(file)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(Path(__file__).parent / "golden" / "gpt2.npz") as file:
-        return dict(file)
+    return read("gpt2")
 
 
 def part(golden, kind):
@@ -51,3 +57,25 @@ def test_gradients(model, golden):
     for name in table:
         found = np.concatenate([host(own[ours].grad) for ours in name.ours], axis=-1)
         assert_close(found, expected[name.file], rtol=0, atol=1e-3 * float(np.abs(expected[name.file]).max()))
+
+
+def test_bert(device, tmp_path):
+    golden = read("bert")
+    model = tk.load(write_folder(tmp_path, json.loads(str(golden["config"])), part(golden, "weight.")))
+    out = model(golden["ids"], golden["mask"], golden["types"], attention_scores=True)
+    assert_close(out.logits, golden["logits"], rtol=0, atol=1e-4)
+    for i, hidden in enumerate(out.hidden):
+        assert_close(hidden, golden[f"hidden.{i}"], rtol=0, atol=1e-4)
+    for i, scores in enumerate(out.attention_scores):
+        weights = np.exp(np.where(golden["mask"][:, None, None] != 0, host(scores), -np.inf))
+        assert_close(weights / weights.sum(-1, keepdims=True), golden[f"attention.{i}"], rtol=0, atol=1e-4)
+    weights = np.cos(np.arange(out.logits.size, dtype=np.float32)).reshape(out.logits.shape)
+    (out.logits * to_device(weights, device)).sum().backward()
+    own, expected = dict(model.named_parameters()), part(golden, "gradient.")
+    table = bert.names(model.config)
+    assert {name.file for name in table} == expected.keys()
+    largest = max(np.abs(gradient).max() for gradient in expected.values())
+    for name in table:
+        found = host(own[name.ours[0]].grad)
+        near = 1e-3 * float(np.abs(expected[name.file]).max()) + 1e-6 * float(largest)  # a key's bias has none
+        assert_close(found.T if name.transposed else found, expected[name.file], rtol=0, atol=near)

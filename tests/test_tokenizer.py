@@ -69,16 +69,40 @@ def test_bert_s_file_frames_and_lowers(tmp_path):
     assert tokenizer.encode("[MASK] the").tokens[1:-1] == ["[MASK]", "the"]
 
 
+def test_a_merge_may_begin_with_the_sign_of_a_comment(tmp_path):
+    write(tmp_path, vocab__json={"#": 0, "##": 1}, merges__txt="#version: 0.2\n# #\n")
+    assert load_tokenizer(tmp_path).encode("###").ids == [1, 0]
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    """Elsewhere a separator is a character like others; blanks and a carriage return at the end are no part of it."""
+    words = "\r\n".join([*WORDS, "a\rb", "c\u2028d", "last  "])
+    (tmp_path / "vocab.txt").write_bytes(words.encode())
+    vocabulary = load_tokenizer(tmp_path).get_vocab()
+    assert sorted(vocabulary, key=vocabulary.__getitem__) == [*WORDS, "a\rb", "c\u2028d", "last"]
+    write(tmp_path, vocab__json={"a": 0, "\u2028": 1, "a\u2028": 2})
+    (tmp_path / "merges.txt").write_bytes("a \u2028\r\n".encode())
+    assert load_tokenizer(tmp_path).get_vocab_size() == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "tokens"),
     [
         ({"do_lower_case": False}, ["[UNK]", "[UNK]"]),
         ({"do_lower_case": True, "strip_accents": False}, ["the", "[UNK]"]),
         ({"do_lower_case": True, "strip_accents": None}, ["the", "caf", "##e"]),
+        ({"do_lower_case": False, "strip_accents": True}, ["[UNK]", "caf", "##e"]),
     ],
 )
 def test_the_settings_are_heeded(tmp_path, settings, tokens):
     assert load_tokenizer(wordpiece(tmp_path, **settings)).encode("The caf\u00e9").tokens[1:-1] == tokens
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_chinese_characters_stand_alone_unless_the_settings_say_otherwise(tmp_path, apart):
+    words = [*WORDS, "\u4e16", "\u754c", "\u4e16\u754c"]
+    tokens = load_tokenizer(wordpiece(tmp_path, words, tokenize_chinese_chars=apart)).encode("\u4e16\u754c").tokens
+    assert tokens[1:-1] == (["\u4e16", "\u754c"] if apart else ["\u4e16\u754c"])
 
 
 def test_tokenizer_json_goes_first(tmp_path, byte_level):
@@ -110,15 +134,24 @@ def test_nothing_is_cut_or_padded_that_nobody_asked_for(tmp_path):
         ({"merges__txt": ""}, "found merges.txt without vocab.json"),
         ({"vocab__json": "{", "merges__txt": ""}, "vocab.json is no valid JSON"),
         ({"vocab__json": '{"a": 0, "a": 1}', "merges__txt": ""}, 'vocab.json is no valid JSON: "a" occurs twice'),
-        ({"vocab__json": [1], "merges__txt": ""}, "expected an object of tokens"),
-        ({"vocab__json": {"a": 1}, "merges__txt": ""}, "expected an object of tokens"),
-        ({"vocab__json": {"a": "0"}, "merges__txt": ""}, "expected an object of tokens"),
+        ({"vocab__json": [1], "merges__txt": ""}, "expected an object of tokens and .*; found a list"),
+        ({"vocab__json": {"a": 1}, "merges__txt": ""}, "found 'a': 1 among 1 tokens"),
+        ({"vocab__json": {"a": -1, "b": 0}, "merges__txt": ""}, "found 'a': -1 among 2 tokens"),
+        ({"vocab__json": {"a": 0, "b": 0}, "merges__txt": ""}, "found 'b': 0 among 2 tokens"),
+        ({"vocab__json": {"a": "0"}, "merges__txt": ""}, "found 'a': \"0\" among 1 tokens"),
+        ({"vocab__json": {"a": True, "b": 0}, "merges__txt": ""}, "found 'a': true among 2 tokens"),
+        ({"vocab__json": {"\ud800": 0}, "merges__txt": ""}, r"'\\ud800', half of a surrogate pair"),
         ({"vocab__json": {"a": 0, "b": 1}, "merges__txt": "a b\n"}, "merge 1: 'a b' is no pair of tokens"),
         ({"vocab__json": {"a": 0}, "merges__txt": "#version: 0.2\na\n"}, "merge 1: 'a' is no pair"),
-        ({"vocab__txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n"}, r"no \['\[MASK\]'\]"),
+        ({"vocab__txt": "[PAD]\n[CLS]\n[SEP]\n"}, r"vocab.txt: expected .*; found no \[UNK\], \[MASK\]$"),
+        ({"vocab__txt": ""}, "found a blank line 1"),
+        ({"vocab__txt": "[PAD]\n\n[UNK]\n"}, "found a blank line 2"),
+        ({"vocab__txt": "[PAD]\n[UNK]\n \n"}, "found a blank line 3"),
         ({"vocab__txt": "a\nb\na\n"}, "'a' stands on line 1 and again"),
         ({"vocab__txt": "\n".join(WORDS), "tokenizer_config__json": [1]}, "expected a JSON object, found a list"),
-        ({"vocab__txt": "\n".join(WORDS), "tokenizer_config__json": {"do_lower_case": 1}}, "do_lower_case: expected"),
+        ({"vocab__txt": "\n".join(WORDS), "tokenizer_config__json": {"do_lower_case": 1}}, "expected true or false, f"),
+        ({"vocab__txt": "\n".join(WORDS), "tokenizer_config__json": {"do_lower_case": None}}, "or false, found null"),
+        ({"vocab__txt": "\n".join(WORDS), "tokenizer_config__json": {"strip_accents": 0}}, "or null, found 0"),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path, files, complaint):

@@ -17,7 +17,7 @@ EXAMPLES = """\
 examples:
   tinykron run kngpt2                          halve the shipped GPT-2, distil it, report (under 3 minutes)
   tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
-  tinykron info weights/llama-tiny              its matrices, its costs, what Kronecker factors would keep
+  tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb("eval", _evaluate, "measure how well a model predicts a text")
     takes_model(evaluate)
     evaluate.add_argument("--data", metavar="TEXT", help="text file or folder (default: what training held out)")
-    evaluate.add_argument("--context", type=int, metavar="N", help="longest window, in tokens (default: the model's)")
+    evaluate.add_argument(
+        "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 2048)"
+    )
     evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
 

@@ -210,16 +210,22 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> np.ndarray:
     end = next((number for token in ENDS if (number := tokenizer.token_to_id(token)) is not None), None)
     if end is None:
         raise DataError(f"the tokenizer has none of {', '.join(ENDS)}; one has to stand between documents")
-    if tokenizer.truncation or tokenizer.padding:
-        tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the caller's stays as it is
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    tokenizer = uncut(tokenizer)
     parts = []
     for start in range(0, len(documents), ENCODE_AT_ONCE):
         texts = [document.text for document in documents[start : start + ENCODE_AT_ONCE]]
         for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
             parts.append(np.array([*encoding.ids, end], dtype=np.int32))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer without truncation and padding: itself, or a copy where it has them set."""
+    if tokenizer.truncation or tokenizer.padding:
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the caller's stays as it is
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
 
 
 # Batches ------------------------------------------------------------------------------------------------------------

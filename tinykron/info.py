@@ -38,10 +38,13 @@ class Info:
     """What `tinykron info` says of a model."""
 
     folder: str
+    model_type: str  # as config.json calls it
     architecture: str
     layers: int
     width: int
+    inner: int  # width of the MLP
     heads: int
+    head_width: int
     key_value_heads: int
     context: int
     vocabulary: int
@@ -143,7 +146,7 @@ def _divisors(size: int) -> list[int]:
 def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
     """Return what there is to know of a model that was loaded from `folder`; ratio is that of the Kronecker pairs.
 
-    Raises TinykronError for a ratio below 1.
+    Raises TinykronError for a ratio below 1, and for a matrix with a NaN or an infinity.
     """
     if not ratio >= 1.0:
         raise TinykronError(f"ratio: found {ratio}, expected at least 1")
@@ -154,7 +157,10 @@ def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
         for name, shape in dense.items():
             weight = model.get(name).weight.data
             w = weight.T if isinstance(model.get(name), Linear) else weight
-            found = best_pair(w, ratio)
+            try:
+                found = best_pair(w, ratio)
+            except TinykronError as error:
+                raise TinykronError(f"{name}: {error}") from error
             if found is None:
                 matrices.append(Matrix(name, shape, w.size))
             else:
@@ -166,14 +172,17 @@ def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
     for name, module in model.modules():
         if isinstance(module, KronModule):
             matrices.append(Matrix(f"{name} (factorised)", module.factors.shape, module.factors.parameters))
-    attention = model.blocks[0].attention
+    attention, up = model.blocks[0].attention, model.blocks[0].mlp.up
     total = model.parameter_count()
     return Info(
         folder=str(folder),
+        model_type=model.config.to_dict()["model_type"],
         architecture=type(model).__name__,
         layers=len(model.blocks),
         width=model.norm.weight.size,
+        inner=up.factors.shape[0] if isinstance(up, KronModule) else up.weight.shape[1],
         heads=attention.heads,
+        head_width=attention.head_width,
         key_value_heads=attention.groups,
         context=model.context,
         vocabulary=model.config.vocab_size,
@@ -193,11 +202,11 @@ def render(info: Info) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    heads = f"{info.heads} heads" + (
+    heads = f"{info.heads} heads of {info.head_width}" + (
         "" if info.key_value_heads == info.heads else f" on {info.key_value_heads} key/value heads"
     )
     lines = [
-        f"{info.folder}: {info.architecture}, {info.layers} layers of width {info.width}, {heads}",
+        f"{info.folder}: {info.architecture}, {info.layers} layers of width {info.width} (MLP {info.inner}), {heads}",
         f"context {info.context:,}, vocabulary {info.vocabulary:,}; output head: {info.head}",
         f"{info.parameters:,} parameters, {info.bytes:,} bytes on disk ({info.dtype}), "
         f"{info.flops_per_token / 1e6:,.2f} MFLOPs a token at half the context",

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,22 @@ class Stored:
         """
         import ml_dtypes  # noqa: F401  teaches NumPy, and so the library, what bfloat16 is
 
-        row_bytes = max(1, 4 * int(np.prod(self.shape[1:], dtype=np.int64)))
-        step = max(1, BLOCK_BYTES // row_bytes)
+        if 0 in self.shape:
+            return
+        step = max(1, BLOCK_BYTES // (4 * prod(self.shape[1:])))
         for start in range(0, self.shape[0], step):
             rows = slice(start, min(start + step, self.shape[0]))
             with _opened(self.path) as file:
                 values = file.get_slice(self.name)[rows]
-            yield rows, values.astype(np.float32, copy=False)
+            yield rows, self._as_float32(values)
+
+    def _as_float32(self, values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN stays a NaN
+            converted = values.astype(np.float32, copy=False)
+        if self.dtype == "F64" and np.isinf(converted).sum() > np.isinf(values).sum():
+            found = np.abs(values[np.isfinite(values)]).max()
+            raise CheckpointError(f"{self.path}: {self.name} reaches {found:g}, more than float32 holds")
+        return converted
 
 
 def contents(path: Path) -> dict[str, Stored]:
@@ -101,7 +111,10 @@ def _check_header(path: Path) -> None:
                 f"{path}: no sound safetensors file: {size} bytes long, with a header of {length}; "
                 f"expected at least 8 bytes and the whole header, which has at most {HEADER_LIMIT}"
             )
-        header = parse_json(file.read(length), f"{path}: header")
+        text = file.read(length)
+    if not text.startswith(b"{"):  # which the format asks for, and the library does not
+        raise CheckpointError(f"{path}: no sound safetensors file: its header begins with {text[:1]!r}, expected b'{{'")
+    header = parse_json(text, f"{path}: header")
     try:
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except (AttributeError, LookupError, TypeError):

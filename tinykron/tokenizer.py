@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,11 @@ def _byte_level(folder: Path) -> Tokenizer:
         if not (folder / other).exists():
             raise CheckpointError(f"{folder}: found {present} without {other}: byte-level BPE needs both")
     vocabulary = parse_json(_text(folder / VOCABULARY).encode(), str(folder / VOCABULARY))
-    if not isinstance(vocabulary, dict) or not _is_numbered(vocabulary.values()):
-        raise CheckpointError(f"{folder / VOCABULARY}: expected an object of tokens and their numbers 0, 1, 2, ...")
-    lines = _text(folder / MERGES).splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if fault := _misfit(vocabulary) if isinstance(vocabulary, dict) else f"a {type(vocabulary).__name__}":
+        expected = "expected an object of tokens and their numbers 0, 1, 2, ..."
+        raise CheckpointError(f"{folder / VOCABULARY}: {expected}; found {fault}")
+    lines = _lines(folder / MERGES)
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]  # not "# #"
     for number, pair in enumerate(merges):
         if len(pair) != 2 or not all(part in vocabulary for part in (*pair, "".join(pair))):
             found = " ".join(pair)
@@ -79,14 +81,16 @@ def _wordpiece(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     path = folder / WORDPIECES
-    lines = _text(path).split("\n")
-    words = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    words = [line.rstrip() for line in _lines(path)]  # as the library reads this file
+    if "" in words:
+        raise CheckpointError(f"{path}: expected one token a line, found a blank line {words.index('') + 1}")
     vocabulary = {word: number for number, word in enumerate(words)}
     if len(vocabulary) < len(words):
         twice = next(word for number, word in enumerate(words) if vocabulary[word] != number)
         raise CheckpointError(f"{path}: {twice!r} stands on line {words.index(twice) + 1} and again")
     if lacking := [token for token in BERT_SPECIAL if token not in vocabulary]:
-        raise CheckpointError(f"{path}: expected one token a line, {', '.join(BERT_SPECIAL)} among them; no {lacking}")
+        expected = f"expected one token a line, {', '.join(BERT_SPECIAL)} among them"
+        raise CheckpointError(f"{path}: {expected}; found no {', '.join(lacking)}")
     settings = _settings(folder / SETTINGS)
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -112,19 +116,33 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found a {type(settings).__name__}")
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
-        if not isinstance(settings.get(key, True), bool | None):
-            raise CheckpointError(f"{path}: {key}: expected true, false or null, found {settings[key]!r}")
+        nullable = key == "strip_accents"  # null: as lower-casing does
+        if not isinstance(settings.get(key, True), bool | None if nullable else bool):
+            expected = "true, false or null" if nullable else "true or false"
+            raise CheckpointError(f"{path}: {key}: expected {expected}, found {json.dumps(settings[key])}")
     return settings
 
 
-def _is_numbered(numbers: Any) -> bool:
-    """Whether these are the numbers 0, 1, 2, ... in some order."""
-    return all(type(number) is int for number in numbers) and sorted(numbers) == list(range(len(numbers)))
+def _misfit(vocabulary: dict[str, Any]) -> str:
+    """Return the first token that is no text, or whose number is none of 0, 1, 2, ... or another's; "" without one."""
+    taken: set[int] = set()
+    for token, number in vocabulary.items():
+        if token.encode(errors="replace").decode() != token:
+            return f"{token!r}, half of a surrogate pair"
+        if type(number) is not int or not 0 <= number < len(vocabulary) or number in taken:
+            return f"{token!r}: {json.dumps(number)} among {len(vocabulary)} tokens"
+        taken.add(number)
+    return ""
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file. Only a newline ends one: other separators are characters, and may be tokens."""
+    return [line.removesuffix("\r") for line in _text(path).removesuffix("\n").split("\n")]
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

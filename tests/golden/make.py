@@ -1,31 +1,55 @@
-"""Make gpt2.npz anew: a tiny random GPT-2 of transformers, and what it makes of one batch.
+"""Make gpt2.npz and bert.npz anew: tiny random models of transformers, and what each makes of one batch.
 
-    python -m tests.golden.make
+    python -m tests.golden.make [gpt2] [bert]
 
-Needs torch and transformers; the tests that read the file do not.
+Needs torch and transformers; the tests that read the files do not.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tests.oracle.theirs import random_gpt2, results
+from tests.oracle.theirs import Results, bert_results, random_gpt2, random_model, results
 
-PATH = Path(__file__).parent / "gpt2.npz"
+FOLDER = Path(__file__).parent
 CONFIG = {"vocab_size": 17, "n_positions": 12, "n_embd": 15, "n_layer": 2, "n_head": 3, "n_inner": 22}
+BERT = {
+    "vocab_size": 17,
+    "hidden_size": 15,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 22,
+    "max_position_embeddings": 12,
+    "pad_token_id": None,  # else torch gives that token's row no gradient
+}
 
 
-def main() -> None:
+def gpt2() -> None:
     model = random_gpt2(CONFIG, seed=0)
     ids_BT = np.random.default_rng(0).integers(0, 17, (2, 9))
-    found = results(model, ids_BT)
+    write("gpt2", CONFIG, model, results(model, ids_BT), ids=ids_BT)
+
+
+def bert() -> None:
+    model = random_model("BertForMaskedLM", BERT, seed=0)
+    generator = np.random.default_rng(0)
+    ids_BT, types_BT = generator.integers(0, 17, (2, 9)), generator.integers(0, 2, (2, 9))
+    mask_BT = np.array([[1] * 9, [1, 1, 0, 1, 1, 1, 0, 0, 0]])
+    found = bert_results(model, ids_BT, mask_BT, types_BT)
+    config = {"architectures": ["BertForMaskedLM"], **BERT}
+    write("bert", config, model, found, ids=ids_BT, mask=mask_BT, types=types_BT)
+
+
+def write(kind: str, config: dict[str, Any], model: Any, found: Results, **batch: np.ndarray) -> None:
     np.savez_compressed(
-        PATH,
-        config=json.dumps({"model_type": "gpt2", **CONFIG}),
-        ids=ids_BT,
+        FOLDER / f"{kind}.npz",
+        config=json.dumps({"model_type": kind, **config}),
+        **batch,
         logits=found.logits,
         **{f"hidden.{i}": hidden for i, hidden in enumerate(found.hidden)},
         **{f"attention.{i}": weights for i, weights in enumerate(found.attention)},
@@ -35,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for kind in sys.argv[1:] or ["gpt2", "bert"]:
+        {"gpt2": gpt2, "bert": bert}[kind]()

@@ -24,6 +24,17 @@ TEXTS = [
     "\U0001f600\U0001f469\u200d\U0001f4bb!",
     "don't; it's 3.14 <b>& [MASK] [SEP] <|endoftext|>",
     "x" * 150 + " " + "ab" * 60,
+    "# ## ### #a ##b",  # what merges.txt might take for a comment, and WordPiece for a continuation
+    "one\u2028line\x85or\r\ntwo\x00, half\ufffd \u00ad \ufb01 e\u0301",
+    " [SEP]a[CLS]  <|endoftext|> <|endoftext|>b",
+]
+SETTINGS = [
+    {},
+    {"do_lower_case": True},
+    {"do_lower_case": False},
+    {"strip_accents": False},
+    {"do_lower_case": False, "strip_accents": True},
+    {"tokenize_chinese_chars": False},
 ]
 
 
@@ -41,33 +52,41 @@ def gpt2(tmp_path_factory) -> tuple[Any, Any]:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')  # for AutoTokenizer
     return load_tokenizer(folder), GPT2TokenizerFast.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["lower-case", "cased"])
+@pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def bert(request, tmp_path_factory) -> tuple[Any, Any]:
     from transformers import BertTokenizerFast
 
     vocabulary, folder = published("bert-uncased-tokenizer")["vocab"], tmp_path_factory.mktemp("bert")
     words = sorted(vocabulary, key=vocabulary.__getitem__)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": request.param}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(request.param))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
     return load_tokenizer(folder), BertTokenizerFast.from_pretrained(folder)
 
 
-def assert_alike(pair: tuple[Any, Any], text: str) -> None:
-    ours, theirs = pair
-    expected = theirs(text)["input_ids"]
-    found = ours.encode(text)
-    assert found.ids == expected, text
+def assert_alike(tokenizers: tuple[Any, Any], *texts: str) -> None:
+    """One text, or a pair, gives the same ids, types and special tokens, and the same text comes back."""
+    ours, theirs = tokenizers
+    expected = theirs(*texts, return_special_tokens_mask=True, return_offsets_mapping=True, return_token_type_ids=True)
+    found = ours.encode(*texts)
+    assert found.ids == expected["input_ids"]
+    assert found.type_ids == expected["token_type_ids"]
+    assert found.attention_mask == expected["attention_mask"]
+    assert found.special_tokens_mask == expected["special_tokens_mask"]
+    assert found.offsets == expected["offset_mapping"]
     for skip in (True, False):
-        decoded = theirs.decode(expected, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        decoded = theirs.decode(found.ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
         assert ours.decode(found.ids, skip_special_tokens=skip) == decoded
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_gpt2(gpt2, text):
     assert_alike(gpt2, text)
+    assert_alike(gpt2, text, "a second one")
 
 
 @given(text=st.text(max_size=60))
@@ -77,23 +96,45 @@ def test_gpt2_on_any_text(gpt2, text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_bert(bert, text):
-    ours, theirs = bert
-    expected, found = theirs(text), ours.encode(text)
-    assert (found.ids, found.type_ids, found.attention_mask) == (
-        expected["input_ids"],
-        expected["token_type_ids"],
-        expected["attention_mask"],
-    )
-    pair = theirs(text, "a second one")
-    assert (ours.encode(text, "a second one").ids, ours.encode(text, "a second one").type_ids) == (
-        pair["input_ids"],
-        pair["token_type_ids"],
-    )
+    assert_alike(bert, text)
+    assert_alike(bert, text, "a second one")
 
 
 @given(text=st.text(max_size=60))
 def test_bert_on_any_text(bert, text):
-    assert bert[0].encode(text).ids == bert[1](text)["input_ids"]
+    assert_alike(bert, text)
+
+
+def assert_picked(tokenizers: tuple[Any, Any]) -> None:
+    """The tokenizer that transformers picks for the folder has the same special tokens, and cuts texts alike."""
+    from transformers import AutoTokenizer
+
+    ours, theirs = tokenizers
+    picked = AutoTokenizer.from_pretrained(theirs.name_or_path)
+    added = ours.get_added_tokens_decoder()
+    assert {number: str(token) for number, token in added.items()} == {
+        number: str(token) for number, token in picked.added_tokens_decoder.items()
+    }
+    for text in TEXTS:
+        assert_alike((ours, picked), text)
+
+
+def test_gpt2_as_transformers_picks_it(gpt2):
+    assert_picked(gpt2)
+
+
+def test_bert_as_transformers_picks_it(bert):
+    assert_picked(bert)
+
+
+def test_a_vocabulary_with_blanks_and_carriage_returns(tmp_path):
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "page ", "the\t", "a\rb", "c\u2028d", "last"]
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join(words).encode())
+    ours, theirs = load_tokenizer(tmp_path), BertTokenizerFast.from_pretrained(tmp_path)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert_alike((ours, theirs), "the last page")
 
 
 def test_minilm_cuts_and_pads_only_when_asked():

@@ -79,3 +79,28 @@ def results(model: Any, ids_BT: np.ndarray, mask_BT: np.ndarray | None = None) -
 def positions_of(mask_BT: np.ndarray) -> np.ndarray:
     """Return the place of each token among those of its row that count; 0 for the padding before them."""
     return np.maximum(mask_BT.cumsum(axis=1) - 1, 0)
+
+
+def cotangent(shape: tuple[int, ...]) -> np.ndarray:
+    """Return the weights of a loss that is linear in an output, none like another."""
+    return np.cos(np.arange(int(np.prod(shape)), dtype=np.float32)).reshape(shape)
+
+
+def bert_results(model: Any, ids_BT: np.ndarray, mask_BT: np.ndarray, types_BT: np.ndarray) -> Results:
+    """Run a BERT of transformers forward and backward, from the logits of its head or the last hidden state."""
+    import torch
+
+    model.zero_grad()
+    batch = {"attention_mask": torch.tensor(mask_BT), "token_type_ids": torch.tensor(types_BT)}
+    out = model(torch.tensor(ids_BT), **batch, output_hidden_states=True, output_attentions=True)
+    if "start_logits" in out:
+        logits = torch.stack((out.start_logits, out.end_logits), dim=-1)
+    else:
+        logits = next(out[key] for key in ("logits", "prediction_logits", "last_hidden_state") if key in out)
+    (logits * torch.tensor(cotangent(tuple(logits.shape)))).sum().backward()
+    return Results(
+        logits.detach().numpy(),
+        [hidden.detach().numpy() for hidden in out.hidden_states],
+        [weights.detach().numpy() for weights in out.attentions],
+        {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None},
+    )

@@ -35,6 +35,7 @@ HEADS = {  # of each class of transformers
     "BertForQuestionAnswering": "span",
 }
 DERIVED = ("head", "labels", "extra")  # what stands under another name in config.json
+SAID_ANEW = ("architectures", "add_pooling_layer")  # the latter in a config.json overrules transformers' own argument
 UNSUPPORTED = {"is_decoder": True, "add_cross_attention": True}
 SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
@@ -59,7 +60,7 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None  # None: hidden_dropout_prob
     tie_word_embeddings: bool = True
-    add_pooling_layer: bool | None = None  # None: in an encoder without a head
+    has_pooler: bool | None = None  # None: in an encoder without a head
     head: str | None = None  # None, "masked_lm", "sequence", "token", "span": `architectures` in config.json
     labels: int = 2  # classes of the heads "sequence" and "token": `id2label` or `num_labels` in config.json
     extra: dict[str, Any] = field(default_factory=dict)
@@ -67,14 +68,14 @@ class BertConfig:
     @property
     def pooler(self) -> bool:
         """Whether there is one: for sequence classification, and where an encoder or masked LM was saved with it."""
-        asked = self.head is None if self.add_pooling_layer is None else self.add_pooling_layer
+        asked = self.head is None if self.has_pooler is None else self.has_pooler
         return self.head == "sequence" or (self.head in (None, "masked_lm") and asked)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> BertConfig:
         """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
         known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in DERIVED}
-        extra = {key: value for key, value in config.items() if key not in known and key not in ("architectures",)}
+        extra = {key: value for key, value in config.items() if key not in known and key not in SAID_ANEW}
         for key in SIZES:
             known[key] = positive(config, key, getattr(cls, key))
         for key in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -82,8 +83,8 @@ class BertConfig:
         if known.get("classifier_dropout") is not None:
             number(config, "classifier_dropout", None, below=1.0)
         known["tie_word_embeddings"] = boolean(config, "tie_word_embeddings", True)
-        if known.get("add_pooling_layer") is not None:
-            boolean(config, "add_pooling_layer", True)
+        if known.get("has_pooler") is not None:
+            boolean(config, "has_pooler", True)
         if known["hidden_size"] % known["num_attention_heads"]:
             width, heads = known["hidden_size"], known["num_attention_heads"]
             raise CheckpointError(f"hidden_size {width} is not divisible by num_attention_heads {heads}")
@@ -101,7 +102,6 @@ class BertConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
-        own["add_pooling_layer"] = self.pooler
         architecture = next(name for name, head in HEADS.items() if head == self.head)
         if self.head in ("sequence", "token") and len(self.extra.get("id2label", ())) != self.labels:
             names = [f"LABEL_{number}" for number in range(self.labels)]
@@ -139,7 +139,7 @@ def told_by_tensors(config: dict[str, Any], names: Collection[str]) -> dict[str,
             found["architectures"] = ["BertForQuestionAnswering"]
         elif "classifier.weight" in names:
             found["architectures"] = ["BertForSequenceClassification" if pooler else "BertForTokenClassification"]
-    return found | {"add_pooling_layer": pooler}
+    return found | {"has_pooler": pooler}
 
 
 # Wiring ---------------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def with_head(model: Bert, head: str | None, labels: int = 2, generator: Generat
     old = ("id2label", "label2id", "num_labels")
     extra = {key: value for key, value in model.config.extra.items() if key not in old}
     pooler = model.pooler is not None
-    made.config = replace(model.config, head=head, labels=labels, add_pooling_layer=pooler, extra=extra)
+    made.config = replace(model.config, head=head, labels=labels, has_pooler=pooler, extra=extra)
     if made.config.pooler and made.pooler is None:
         made.pooler = Linear(model.config.hidden_size, model.config.hidden_size, generator=generator)
     made.pooler = made.pooler if made.config.pooler else None

@@ -102,17 +102,27 @@ class LlamaConfig:
 
 
 def _rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
-    """Return rope_theta and the scaling (or None) from all places that files have them in, which may not disagree."""
+    """Return rope_theta and the scaling (or None) from all places that files have them in, which may not disagree.
+
+    Where they do, transformers 5 silently takes `rope_scaling` before `rope_parameters`, `rope_type` before `type`, a
+    rope_theta inside these before the one beside them, and original_max_position_embeddings the other way round.
+    """
     merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
     places = {key: config.get(key) or {} for key in ("rope_scaling", "rope_parameters")}
-    places["config.json"] = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
+    beside = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
+    places["config.json"] = {key: config[key] for key in beside if config.get(key) is not None}
     for place, values in places.items():
         if not isinstance(values, dict):
             raise CheckpointError(f"{place}: expected an object, found {values!r}")
-        values = {("rope_type" if key == "type" else key): value for key, value in values.items()}
-        for key, value in values.items():
+        for name, value in values.items():
+            key = "rope_type" if name == "type" else name
             if merged.setdefault(key, value) != value:
-                raise CheckpointError(f"{key}: found {merged[key]!r} in one place and {value!r} in {place}")
+                first = f"{merged[key]!r} in {origin[key]}"
+                raise CheckpointError(f"{key}: found {first} and {value!r} in {place}, expected the same")
+            origin.setdefault(key, place)
+    if merged.get("partial_rotary_factor") not in (None, 1):
+        raise CheckpointError(f"partial_rotary_factor: found {merged['partial_rotary_factor']!r}, expected 1")
     theta = number(merged, "rope_theta", LlamaConfig.rope_theta, above=0.0)
     kind = merged.get("rope_type", "default")
     if kind not in list(ROPE_NUMBERS):
@@ -131,7 +141,8 @@ def _rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any]
 def frequencies(config: LlamaConfig, length: int = 0) -> np.ndarray:
     """Return the angle per position of each pair, (K/2,) float32, for a sequence of `length` positions.
 
-    Only "dynamic" depends on the length: beyond max_position_embeddings the base grows with it, as in transformers.
+    Only "dynamic" depends on the length: beyond max_position_embeddings the base grows with it, as in transformers
+    (which keeps the base of the longest pass so far until one is shorter than that: here no pass knows of others).
     Su et al. 2021; linear: Chen et al. 2023; llama3: Grattafiori et al. 2024.
     """
     scaling, width = config.rope_scaling or {"rope_type": "default"}, config.head_width
@@ -140,7 +151,8 @@ def frequencies(config: LlamaConfig, length: int = 0) -> np.ndarray:
         stretch = scaling["factor"] * length / most - (scaling["factor"] - 1.0)
         base = base * stretch ** (width / (width - 2))
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    turns = (1.0 / np.float32(base) ** exponents).astype(np.float32)
+    powers = np.float64(base) ** exponents.astype(np.float64)  # float32's power would differ from theirs in the last bit
+    turns = np.float32(1.0) / powers.astype(np.float32)
     if kind == "linear":
         turns /= np.float32(scaling["factor"])
     if kind == "llama3":
@@ -164,12 +176,20 @@ class Llama(Decoder):
 
     @property
     def context(self) -> int:
-        """The largest number of positions: linear and dynamic scaling stretch what the model was trained on."""
+        """The largest number of positions: linear and dynamic scaling stretch what the model was trained on.
+
+        max_position_embeddings of "llama3" is stretched already. transformers itself sets no limit.
+        """
         scaling = self.config.rope_scaling or {}
         stretched = scaling.get("rope_type") in ("linear", "dynamic")
         return int(self.config.max_position_embeddings * (scaling["factor"] if stretched else 1))
 
     def angles(self, positions_BT: np.ndarray) -> Angles:
+        """Return the cosines and sines for all layers, from the host.
+
+        "dynamic" beyond its first context: keys in a cache keep the angles of the length at which they came in, so
+        that decoding differs from one pass over the whole text; it does so in transformers, and equally.
+        """
         turns = frequencies(self.config, int(positions_BT.max()) + 1)
         angles_BTK = positions_BT[..., None].astype(np.float32) * turns
         angles = angles_BTK[0] if len(angles_BTK) == 1 else angles_BTK[:, None]  # alike for all heads

@@ -318,7 +318,6 @@ def number(
     if not real or not (value >= 0.0 if above is None else value > above) or not value < below:
         least = "from 0 on" if above is None else f"above {above:g}"
         most = "" if below == inf else f" and below {below:g}"
-        raise CheckpointError(
-            f"{key}: expected a number {least}{most}, found {'nothing' if value is None else value!r}"
-        )
+        found = "nothing" if value is None else repr(value)
+        raise CheckpointError(f"{key}: expected a number {least}{most}, found {found}")
     return value
