@@ -96,10 +96,8 @@ def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Mas
         for start in range(0, len(ids_WT), batch):
             targets_BT = targets_WT[start : start + batch]
             counted = int((targets_BT != data.IGNORED).sum())
-            nats += (
-                counted * cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED).item()
-            )
-            count += counted
+            loss = cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED)
+            nats, count = nats + loss.item() * counted, count + counted
     return bounded_exp(nats / count)
 
 
