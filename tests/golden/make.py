@@ -1,12 +1,13 @@
-"""Make gpt2.npz and bert.npz anew: tiny random models of transformers, and what each makes of one batch.
+"""Make gpt2.npz, bert.npz and llama.npz anew: tiny random models of transformers, and what each makes of one batch.
 
-    python -m tests.golden.make [gpt2] [bert]
+    python -m tests.golden.make [gpt2] [bert] [llama]
 
 Needs torch and transformers; the tests that read the files do not.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -27,6 +28,25 @@ BERT = {
     "max_position_embeddings": 12,
     "pad_token_id": None,  # else torch gives that token's row no gradient
 }
+LLAMA = {
+    "vocab_size": 17,
+    "hidden_size": 15,
+    "intermediate_size": 22,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,  # 15 wide: transformers wants it divisible, whatever head_dim says
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "max_position_embeddings": 12,
+    "rope_theta": 50.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+    "tie_word_embeddings": False,
+}
 
 
 def gpt2() -> None:
@@ -45,6 +65,12 @@ def bert() -> None:
     write("bert", config, model, found, ids=ids_BT, mask=mask_BT, types=types_BT)
 
 
+def llama() -> None:
+    model = random_model("LlamaForCausalLM", copy.deepcopy(LLAMA), seed=0)
+    ids_BT = np.random.default_rng(0).integers(0, 17, (2, 9))
+    write("llama", LLAMA, model, results(model, ids_BT), ids=ids_BT)
+
+
 def write(kind: str, config: dict[str, Any], model: Any, found: Results, **batch: np.ndarray) -> None:
     np.savez_compressed(
         FOLDER / f"{kind}.npz",
@@ -59,5 +85,5 @@ def write(kind: str, config: dict[str, Any], model: Any, found: Results, **batch
 
 
 if __name__ == "__main__":
-    for kind in sys.argv[1:] or ["gpt2", "bert"]:
-        {"gpt2": gpt2, "bert": bert}[kind]()
+    for kind in sys.argv[1:] or ["gpt2", "bert", "llama"]:
+        {"gpt2": gpt2, "bert": bert, "llama": llama}[kind]()

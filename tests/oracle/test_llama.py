@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.oracle.compare import GRADIENTS, LOGITS, assert_alike, assert_attenti
 from tests.oracle.test_gpt2 import batches
 from tests.oracle.theirs import positions_of, random_model, results, targets_of
 from tinykron.fused import cross_entropy
+from tinykron.models.llama import LlamaConfig, frequencies
 
 pytestmark = pytest.mark.oracle
 
@@ -96,6 +98,43 @@ def test_greedy_text_is_theirs(tmp_path, rope):
         stop = longest + first_stop[row]
         assert one[longest:stop].tolist() == other[longest:stop].tolist()
     assert sum(first_stop) > 24
+
+
+@pytest.mark.parametrize("rope", ["linear", "dynamic"])
+def test_greedy_text_beyond_the_first_context_is_theirs(tmp_path, rope):
+    """A cache keeps keys turned by the base of their day: ours as theirs, though one pass would say otherwise."""
+    import torch
+
+    config = FIXED | {"rope_scaling": copy.deepcopy(ROPES[rope]), "rope_theta": 100.0}
+    theirs = random_model("LlamaForCausalLM", config, seed=3)
+    ours = tk.load(write(theirs, tmp_path, "model."))
+    theirs.generation_config.eos_token_id = None
+    prompts = [[3, 1, 4, 1, 5], [9, 2], [6]]
+    ids_BT = np.array([[0] * (5 - len(row)) + row for row in prompts])
+    mask_BT = np.array([[0] * (5 - len(row)) + [1] * len(row) for row in prompts])
+    options: dict[str, Any] = {"attention_mask": torch.tensor(mask_BT), "pad_token_id": 0, "do_sample": False}
+    expected = theirs.generate(torch.tensor(ids_BT), max_new_tokens=11, **options).numpy()
+    assert expected.shape == (3, 16)  # twice the first context
+    assert tk.generate(ours, ids_BT, mask=mask_BT, max_new_tokens=11, stop=()).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_frequencies_are_theirs(rope):
+    import torch
+    from transformers import LlamaConfig as TheirConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    different = total = 0
+    for head_dim, theta in itertools.product((4, 6, 64, 80, 128), (10000.0, 500000.0, 17.0)):
+        config = FIXED | {"head_dim": head_dim, "rope_theta": theta, "max_position_embeddings": 100}
+        config["rope_scaling"] = copy.deepcopy(ROPES[rope])
+        module = LlamaRotaryEmbedding(TheirConfig(**copy.deepcopy(config)))
+        module(torch.zeros(1), torch.arange(170)[None])  # dynamic: beyond the first context
+        found, expected = frequencies(LlamaConfig.from_dict(config), 170), module.inv_freq.numpy()
+        assert_close(found, expected, rtol=2e-6, atol=0)
+        different, total = different + int((found != expected).sum()), total + found.size
+    if rope in ("default", "linear"):
+        assert different <= total // 100  # to the last bit
 
 
 @pytest.mark.slow

@@ -117,10 +117,10 @@ def _rope(config: dict[str, Any], positions: int) -> tuple[float, dict[str, Any]
             raise CheckpointError(f"{place}: expected an object, found {values!r}")
         for name, value in values.items():
             key = "rope_type" if name == "type" else name
-            if merged.setdefault(key, value) != value:
+            if key in merged and merged[key] != value:
                 first = f"{merged[key]!r} in {origin[key]}"
                 raise CheckpointError(f"{key}: found {first} and {value!r} in {place}, expected the same")
-            origin.setdefault(key, place)
+            merged[key], origin[key] = value, place
     if merged.get("partial_rotary_factor") not in (None, 1):
         raise CheckpointError(f"partial_rotary_factor: found {merged['partial_rotary_factor']!r}, expected 1")
     theta = number(merged, "rope_theta", LlamaConfig.rope_theta, above=0.0)
@@ -151,7 +151,7 @@ def frequencies(config: LlamaConfig, length: int = 0) -> np.ndarray:
         stretch = scaling["factor"] * length / most - (scaling["factor"] - 1.0)
         base = base * stretch ** (width / (width - 2))
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    powers = np.float64(base) ** exponents.astype(np.float64)  # float32's power would differ from theirs in the last bit
+    powers = np.float64(base) ** exponents.astype(np.float64)  # float32's power is off by a bit, torch's is not
     turns = np.float32(1.0) / powers.astype(np.float32)
     if kind == "linear":
         turns /= np.float32(scaling["factor"])
