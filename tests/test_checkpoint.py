@@ -103,7 +103,7 @@ def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path):
 
 
 def test_reading_in_blocks_of_rows(tmp_path):
-    config = TINY | {"vocab_size": 1_000_003, "n_embd": 6}  # the embedding is 24 MB: two blocks, the second uneven
+    config = TINY | {"vocab_size": 1_000_003, "n_embd": 6}  # the embedding is 24 MB: twelve blocks, the last uneven
     tensors = gpt2_tensors(config)
     model = tk.load(write_folder(tmp_path, config, tensors))
     assert_close(model.embedding.weight, tensors["wte.weight"], rtol=0, atol=0)

@@ -1,6 +1,6 @@
 """The safetensors container: what a file holds, its values a block of rows at a time, and writing one.
 
-The safetensors library reads and writes; here its faults, and one that it lets pass, become CheckpointErrors.
+The safetensors library reads and writes; here its faults, and what it lets pass, become CheckpointErrors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from tinykron.errors import CheckpointError
 
 FLOATS = ("F32", "BF16", "F16", "F64")  # the dtypes that become parameters
-BLOCK_BYTES = 16 << 20  # of a file, read at a time
+BLOCK_BYTES = 2 << 20  # of a file, read at a time: what the cache holds until it is copied on
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
 
 
