@@ -10,7 +10,9 @@ import pytest
 
 from tests.test_recipes import make_teacher, write_text
 from tinykron import cli
+from tinykron.data import shipped_folder
 
+BERT, LLAMA = (str(shipped_folder("weights") / name) for name in ("bert-tiny", "llama-tiny"))
 VERBS = ["info", "run", "train", "eval", "generate", "bench"]
 
 
@@ -103,6 +105,8 @@ RUN = ["run", "kngpt2", "--model", "{teacher}"]
 BAD_INPUT = {
     "a missing model": (["generate", "{base}/nowhere"], "nowhere"),
     "a file for a model": (["generate", "{text}"], "expected a folder"),
+    "a model that writes nothing": (["generate", BERT], "no causal language"),
+    "a recipe for another family": (["run", "kngpt2", "--model", LLAMA], "Llama"),
     "a temperature below 0": (["generate", "{teacher}", "--temperature", "-1"], "temperature"),
     "top-p above 1": (["generate", "{teacher}", "--top-p", "2"], "top_p"),
     "an empty prompt": (["generate", "{teacher}", "--prompt", ""], "prompt"),

@@ -201,12 +201,12 @@ def _generate(options: argparse.Namespace) -> int:
     count = options.max_new_tokens
     if count is None:
         count = max(1, min(60, model.context - len(ids)))
-    stream = None
-    if not options.json:
-        print(options.prompt, end="", flush=True)
+    said = ""  # the prompt goes before the first piece: by then the arguments have proved good
 
-        def stream(piece: str) -> None:
-            print(piece, end="", flush=True)
+    def stream(piece: str) -> None:
+        nonlocal said
+        print(piece if said else options.prompt + piece, end="", flush=True)
+        said = options.prompt + piece
 
     written = generate(
         model,
@@ -216,13 +216,13 @@ def _generate(options: argparse.Namespace) -> int:
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed or 0,
-        stream=stream,
+        stream=None if options.json else stream,
     )[0]
     if options.json:
         text = model.tokenizer.decode(written[len(ids) :].tolist())
         print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()}))
     else:
-        print()
+        print("" if said else options.prompt)
     return 0
 
 
