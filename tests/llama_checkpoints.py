@@ -5,6 +5,7 @@ Everything here is by Hugging Face names: nothing knows how tinykron calls or st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,19 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.checkpoints import Config, Tensors
-from tests.families import ROPES, llama_configs
 
+ROPES: dict[str, Config | None] = {
+    "default": None,
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+}
 TINY = {  # query and output matrices are square, as in real files: only values tell them from their transposes
     "model_type": "llama",
     "vocab_size": 13,
@@ -158,6 +170,30 @@ def llama_logits(
         gate, up = dense(inputs, f"{layer}.mlp.gate_proj"), dense(inputs, f"{layer}.mlp.up_proj")
         x = x + dense(gate * silu(up) if ungated else silu(gate) * up, f"{layer}.mlp.down_proj")
     return norm(x, "model.norm") @ w.get("lm_head.weight", w["model.embed_tokens.weight"]).T
+
+
+@st.composite
+def llama_configs(draw: Any) -> Config:
+    """Odd head counts, shared key heads, head_dim apart from width / heads, biases, every way of scaling positions."""
+    groups, shared = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    heads = groups * shared
+    own = draw(st.sampled_from([4, 6, 10]))  # their dynamic scaling divides by head_dim - 2
+    return {
+        "vocab_size": draw(st.integers(5, 40)),
+        "hidden_size": heads * draw(st.sampled_from([4, 6])),
+        "intermediate_size": draw(st.integers(1, 20)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": draw(st.sampled_from([None, own])),
+        "max_position_embeddings": draw(st.integers(6, 12)),
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-3])),
+        "rope_theta": draw(st.sampled_from([10000.0, 500000.0, 17.0])),
+        "rope_scaling": copy.deepcopy(draw(st.sampled_from(list(ROPES.values())))),  # transformers writes into it
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
 
 
 @st.composite

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 import tinykron as tk
 from tests.checkpoints import write_folder
-from tests.families import ROPES
 from tests.helpers import assert_close, host
 from tests.llama_checkpoints import (
     IDS,
     LLAMA3,
+    ROPES,
     TINY,
     UNTIED,
     llama_logits,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.families import ROPES
-from tests.llama_checkpoints import LLAMA3, TINY, llama_frequencies, llama_logits, llama_tensors
+from tests.llama_checkpoints import LLAMA3, ROPES, TINY, llama_frequencies, llama_logits, llama_tensors
 from tests.test_llama import CLOSE, distance, loaded, logits
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.models.llama import LlamaConfig, frequencies

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinykron as tk
-from tests.families import ROPES, llama_configs
 from tests.helpers import assert_close
+from tests.llama_checkpoints import ROPES, llama_configs
 from tests.oracle.compare import GRADIENTS, LOGITS, assert_alike, assert_attention, assert_gradients, gradients, write
 from tests.oracle.test_gpt2 import batches
 from tests.oracle.theirs import positions_of, random_model, results, targets_of
