@@ -6,7 +6,7 @@ import pytest
 
 import tinykron as tk
 from tests.checkpoints import TINY
-from tests.oracle.test_gpt2 import write
+from tests.oracle.compare import write
 from tests.oracle.theirs import IGNORED, random_gpt2
 from tests.test_masking import PROSE
 from tinykron import data
@@ -22,7 +22,7 @@ def test_perplexity_is_theirs(tmp_path, context, stride):
     tokenizer = data.train_tokenizer(PROSE, 300)
     config = TINY | {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 16}
     theirs = random_gpt2({key: value for key, value in config.items() if key != "model_type"}, seed=0)
-    folder = write(theirs, tmp_path / "model")
+    folder = write(theirs, tmp_path / "model", "transformer.")
     tokenizer.save(str(folder / "tokenizer.json"))
     text = PROSE[3].text + PROSE[4].text
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
@@ -58,7 +58,7 @@ def test_perplexity_is_that_of_their_labels(tmp_path, context, stride):
     tokenizer = data.train_tokenizer(PROSE, 300)
     config = TINY | {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 16}
     theirs = random_gpt2({key: value for key, value in config.items() if key != "model_type"}, seed=1)
-    folder = write(theirs, tmp_path / "model")
+    folder = write(theirs, tmp_path / "model", "transformer.")
     tokenizer.save(str(folder / "tokenizer.json"))
     (tmp_path / "text.txt").write_text(PROSE[3].text, encoding="utf-8")
     encodings = torch.tensor([tokenizer.encode(PROSE[3].text).ids])

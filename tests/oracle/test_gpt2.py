@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,46 +12,22 @@ from hypothesis import strategies as st
 import tinykron as tk
 from tests.checkpoints import gpt2_configs
 from tests.helpers import assert_close
+from tests.oracle.compare import LOGITS, assert_attention, assert_gradients, gradients, write
 from tests.oracle.theirs import positions_of, random_gpt2, results, targets_of
 from tinykron import kron
 from tinykron.fused import cross_entropy
-from tinykron.models.gpt2 import GPT2, names
+from tinykron.models.gpt2 import GPT2
 
 pytestmark = pytest.mark.oracle
 
-LOGITS = 1e-4  # largest difference allowed
-GRADIENTS = 1e-3  # of a tensor's largest gradient
-
-
-def write(model: Any, folder: Path, shards: bool = False, prefix: bool = True, dtype: str = "float32") -> Path:
-    """Let transformers write a folder; without prefix it is written as the hub's GPT-2 is."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="3KB" if shards else "5GB")
-    model.to(torch.float32)
-    if not prefix:
-        index = folder / "model.safetensors.index.json"
-        for path in folder.glob("*.safetensors"):
-            save_file({name.removeprefix("transformer."): t for name, t in load_file(path).items()}, path)
-        if index.exists():
-            index.write_text(index.read_text().replace('"transformer.', '"'))
-    return folder
+PREFIX = "transformer."
 
 
 def loss_gradients(model: GPT2, ids_BT: np.ndarray, mask_BT: np.ndarray) -> dict[str, np.ndarray]:
     """Return the gradient of the language-model loss by Hugging Face names."""
     logits = model(ids_BT, mask_BT, positions_BT=positions_of(mask_BT)).logits
     cross_entropy(logits[:, :-1], targets_of(ids_BT, mask_BT)).backward()
-    own = dict(model.named_parameters())
-    return {name.file: np.concatenate([own[part].grad for part in name.ours], -1) for name in names(model.config)}
-
-
-def assert_gradients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        error = np.abs(found[name] - gradient).max()
-        assert error <= GRADIENTS * np.abs(gradient).max() + 1e-7, f"{name}: {error:g} of {np.abs(gradient).max():g}"
+    return gradients(model)
 
 
 @st.composite
@@ -68,7 +43,7 @@ def batches(draw: Any, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 @given(data=st.data(), config=gpt2_configs(), seed=st.integers(0, 999), shards=st.booleans(), prefix=st.booleans())
 def test_everything_agrees(tmp_path_factory, data, config, seed, shards, prefix):
     theirs = random_gpt2(config, seed)
-    ours = tk.load(write(theirs, tmp_path_factory.mktemp("theirs"), shards, prefix))
+    ours = tk.load(write(theirs, tmp_path_factory.mktemp("theirs"), PREFIX, shards, prefix))
     ids_BT, mask_BT = data.draw(batches(config))
     expected = results(theirs, ids_BT, mask_BT)
     found = ours(ids_BT, mask_BT, positions_BT=positions_of(mask_BT), attention_scores=True)
@@ -76,12 +51,7 @@ def test_everything_agrees(tmp_path_factory, data, config, seed, shards, prefix)
     assert_close(found.logits.numpy()[real], expected.logits[real], rtol=0, atol=LOGITS)
     for hidden, reference in zip(found.hidden, expected.hidden, strict=True):
         assert_close(hidden.numpy()[real], reference[real], rtol=0, atol=LOGITS)
-    visible = np.tri(ids_BT.shape[1], dtype=bool) & real[:, None, None, :]
-    for scores, reference in zip(found.attention_scores, expected.attention, strict=True):
-        weights = np.where(visible, np.exp(scores.numpy() - scores.numpy().max()), 0.0)
-        weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
-        rows = np.broadcast_to(real[:, None], weights.shape[:3])
-        assert_close(weights[rows], reference[rows], rtol=0, atol=LOGITS)
+    assert_attention(found.attention_scores, expected.attention, real, causal=True)
     assert_gradients(loss_gradients(ours, ids_BT, mask_BT), expected.gradients)
 
 
@@ -97,7 +67,7 @@ def test_what_one_saves_the_other_loads(tmp_path_factory, config, seed, read, wr
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("folders")
-    model = tk.load(write(random_gpt2(config, seed), folder / "theirs", dtype=read))
+    model = tk.load(write(random_gpt2(config, seed), folder / "theirs", PREFIX, dtype=read))
     tk.save(model, folder / "ours", written)
     theirs = AutoModelForCausalLM.from_pretrained(folder / "ours")
     assert theirs.dtype == getattr(torch, written)
@@ -117,7 +87,7 @@ def test_attention_scores_are_those_of_their_queries_and_keys(tmp_path):
         block.attn.c_attn.register_forward_hook(lambda module, inputs, output: caught.append(output))
     with torch.no_grad():
         theirs(torch.tensor(ids_BT))
-    found = tk.load(write(theirs, tmp_path))(ids_BT, attention_scores=True).attention_scores
+    found = tk.load(write(theirs, tmp_path, PREFIX))(ids_BT, attention_scores=True).attention_scores
     for scores, qkv in zip(found, caught, strict=True):
         q, k, _ = (part.reshape(2, 7, 3, 5).transpose(1, 2) for part in qkv.split(15, dim=2))
         assert_close(scores, (q @ k.mT / 5**0.5).numpy(), rtol=0, atol=LOGITS)
@@ -128,7 +98,9 @@ def test_a_merged_model_is_one_for_transformers(tmp_path):
     from transformers import AutoModelForCausalLM
 
     config = {"vocab_size": 20, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3}
-    small = kron.factorise(model := tk.load(write(random_gpt2(config, 0), tmp_path / "a")), kron.kngpt2_plan(model))
+    small = kron.factorise(
+        model := tk.load(write(random_gpt2(config, 0), tmp_path / "a", PREFIX)), kron.kngpt2_plan(model)
+    )
     tk.save(small, tmp_path / "small")
     tk.save(kron.merge(tk.load(tmp_path / "small")), tmp_path / "dense")
     ids_BT = np.arange(8)[None]
@@ -139,7 +111,7 @@ def test_a_merged_model_is_one_for_transformers(tmp_path):
 def test_the_real_configuration(tmp_path):
     """GPT-2 124M, with the weights that transformers draws, moved so that no bias is 0 and no norm 1."""
     theirs = random_gpt2({}, seed=0, std=0.01)
-    ours = tk.load(write(theirs, tmp_path))
+    ours = tk.load(write(theirs, tmp_path, PREFIX))
     assert ours.parameter_count() == 124_439_808
     ids_BT = np.random.default_rng(0).integers(0, 50257, (1, 32))
     mask_BT = np.ones_like(ids_BT)
