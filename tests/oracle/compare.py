@@ -11,7 +11,7 @@ import numpy as np
 from tests.helpers import assert_close, host
 from tinykron.checkpoint import FAMILIES
 
-LOGITS = 1e-4  # largest difference allowed, of values of size 1; relative above
+LOGITS = 1e-4  # largest difference allowed
 GRADIENTS = 1e-3  # of a tensor's largest gradient
 
 
@@ -34,9 +34,7 @@ def write(
 
 
 def assert_alike(found: np.ndarray, expected: np.ndarray, bound: float = LOGITS) -> None:
-    """Compare within the bound, which is relative where values are larger than 1."""
-    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
-    assert_close(found, expected, rtol=0, atol=bound * scale)
+    assert_close(found, expected, rtol=0, atol=bound)
 
 
 def assert_attention(scores: Sequence[Any], expected: Sequence[np.ndarray], real_BT: np.ndarray, causal: bool) -> None:
