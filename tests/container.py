@@ -16,18 +16,10 @@ DTYPES: dict[str, Any] = {  # those that a parameter may have
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-OTHERS = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "I16": 2,
-    "U16": 2,
-    "I32": 4,
-    "U32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
+BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {
+    **dict.fromkeys(["BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"], 8),
+    **{"I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64, "C64": 64},
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 Header = dict[str, Any]
 
@@ -52,7 +44,7 @@ def strict_read(content: bytes) -> dict[str, np.ndarray]:
     need(length <= 100_000_000 and 8 + length <= len(content))
     try:
         text = content[8 : 8 + length].decode("utf-8")
-        header = json.loads(text, object_pairs_hook=unrepeated, parse_constant=refuse)
+        header = json.loads(text, object_pairs_hook=unrepeated, parse_constant=refuse, parse_float=finite)
         json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError):
         raise RefusedError from None
@@ -64,20 +56,20 @@ def strict_read(content: bytes) -> dict[str, np.ndarray]:
     for name, entry in header.items():
         need(isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"})
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        need(isinstance(dtype, str) and dtype in DTYPES | OTHERS)
+        need(isinstance(dtype, str) and dtype in BITS)
         need(isinstance(shape, list) and all(map(whole, shape)))
+        need(len(shape) <= 64)  # NumPy has no more axes, whatever the format says
         need(all(whole(math.prod(shape[:axes])) for axes in range(len(shape))))  # counted from the left, in 64 bits
         need(isinstance(offsets, list) and len(offsets) == 2 and all(map(whole, offsets)))
         begin, end = offsets
-        size = DTYPES[dtype].itemsize if dtype in DTYPES else OTHERS[dtype]
-        need(begin <= end <= len(data) and end - begin == math.prod(shape) * size)
+        need(begin <= end <= len(data) and 8 * (end - begin) == math.prod(shape) * BITS[dtype])
         spans.append((begin, end))
         if dtype in DTYPES:
             values = np.frombuffer(data[begin:end], DTYPES[dtype])
             values = values.reshape(shape) if values.size else values  # NumPy holds no empty shape of 2^63 rows
             with np.errstate(over="ignore", invalid="ignore"):
                 found[name] = values.astype(np.float32)
-                need(not shape or np.isinf(found[name]).sum() == np.isinf(values.astype(np.float64)).sum())
+                need(np.isinf(found[name]).sum() == np.isinf(values.astype(np.float64)).sum())
     place = 0
     for begin, end in sorted(spans):
         need(begin == place)
@@ -95,6 +87,11 @@ def refuse(_: str) -> Any:
     raise RefusedError
 
 
+def finite(text: str) -> float:
+    need(math.isfinite(float(text)))  # the library reads no number beyond float64, even where none is used
+    return float(text)
+
+
 # Spoiling -------------------------------------------------------------------------------------------------------------
 
 
@@ -105,9 +102,9 @@ def sound(generator: np.random.Generator) -> tuple[Header, bytes]:
     for number in range(int(generator.integers(0, 5))):
         dtype = str(generator.choice([*DTYPES, "I64", "BOOL"]))
         shape = [int(size) for size in generator.integers(0, 4, int(generator.integers(0, 4)))]
-        size = math.prod(shape) * (DTYPES[dtype].itemsize if dtype in DTYPES else OTHERS[dtype])
+        size = math.prod(shape) * BITS[dtype] // 8
         header[f"tensor.{number}"] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
-        if dtype == "F64":  # random bytes are mostly beyond float32
+        if dtype == "F64" and generator.random() < 0.8:  # random bytes are mostly beyond float32
             data += generator.standard_normal(size // 8).tobytes()
         else:
             data += bytes(generator.integers(0, 2, size, np.uint8)) if dtype == "BOOL" else generator.bytes(size)
@@ -160,6 +157,8 @@ def spoil_shape(generator: np.random.Generator, header: Header, data: bytes) -> 
     if isinstance(shape := entry.get("shape"), list):
         if generator.random() < 0.2:
             entry["shape"] = [2**32, 2**32, *shape]  # a product that wraps to 0 in 64 bits
+        elif 0 in shape and generator.random() < 0.5:
+            entry["shape"] = [2**62, 0]  # which is legal
         elif shape and generator.random() < 0.7:
             shape[int(generator.integers(len(shape)))] = odd(generator)
         else:
@@ -168,7 +167,7 @@ def spoil_shape(generator: np.random.Generator, header: Header, data: bytes) -> 
 
 
 def spoil_dtype(generator: np.random.Generator, header: Header, data: bytes) -> tuple[Header, bytes]:
-    wrong = [*DTYPES, *OTHERS, "C65", "f32", "F31", "", None, 3]
+    wrong = [*BITS, "C65", "f32", "F31", "", None, 3]
     if entry := some(generator, header):
         entry["dtype"] = wrong[int(generator.integers(len(wrong)))]
     return header, data
@@ -197,12 +196,27 @@ def swap_tensors(generator: np.random.Generator, header: Header, data: bytes) ->
     return header, data
 
 
+def spoil_form(generator: np.random.Generator, header: Header, data: bytes) -> tuple[Header, bytes]:
+    """Say the same in a way that only the library understands, or with more axes than NumPy has."""
+    entry = some(generator, header)
+    choice = int(generator.integers(4))
+    if choice == 0:
+        header |= {name: list(value.values()) for name, value in header.items() if value is entry}
+    elif choice == 1 and isinstance(entry.get("dtype"), str):
+        entry["dtype"] = {entry["dtype"]: None}
+    elif choice == 2 and isinstance(entry.get("shape"), list):
+        entry["shape"] = [1] * int(generator.integers(60, 70)) + entry["shape"]
+    elif isinstance(entry.get("data_offsets"), list):
+        entry["data_offsets"] = dict(enumerate(entry["data_offsets"]))
+    return header, data
+
+
 def more_or_less_data(generator: np.random.Generator, header: Header, data: bytes) -> tuple[Header, bytes]:
     cut = int(generator.integers(0, 9))
     return header, data + bytes(cut) if generator.random() < 0.5 else data[: max(0, len(data) - cut)]
 
 
-STRUCTURED = [spoil_offset, spoil_shape, spoil_dtype, spoil_keys, swap_tensors, more_or_less_data]
+STRUCTURED = [spoil_offset, spoil_shape, spoil_dtype, spoil_keys, swap_tensors, spoil_form, more_or_less_data]
 
 
 def flip(generator: np.random.Generator, content: bytes) -> bytes:
@@ -249,7 +263,9 @@ def in_header(generator: np.random.Generator, content: bytes) -> bytes:
         text += b" " * int(generator.integers(9))  # padding, which the format allows
     elif kind < 0.4 and text.startswith(b'{"tensor.0": {'):
         text = b'{"tensor.0": ' + text[13 : text.index(b"}") + 1] + b", " + text[1:]  # the same name twice
-    elif kind < 0.5:
+    elif kind < 0.45:
+        text = text.replace(b'"tensor.0"', b'"\\ud800"').replace(b'"tensor.1"', b'"\\ud800"')  # half a character, twice
+    elif kind < 0.55:
         text = text.replace(b'"tensor.1"', b'"tensor.\\u0030"')  # another spelling of tensor.0
     else:
         text = text[:place] + pieces[int(generator.integers(len(pieces)))] + text[place:]

@@ -24,11 +24,10 @@ def our_read(path: Path) -> dict[str, np.ndarray]:
     found = {}
     for name, stored in contents(path).items():
         if stored.dtype in FLOATS:
-            if not stored.shape:
-                found[name] = None  # no parameter has rank 0
-                continue
-            blocks = [values for _, values in stored.blocks()]
-            found[name] = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+            blocks = list(stored.blocks())
+            found[name] = np.full(stored.shape if blocks else 0, np.nan, np.float32)
+            for rows, values in blocks:
+                found[name][rows] = values
     return found
 
 
@@ -38,7 +37,7 @@ def judge(read: Reader, content: bytes, path: Path) -> str:
     try:
         found = read(path)
     except CheckpointError as error:
-        assert str(path) in str(error), error
+        assert str(path) in str(error) and str(error).encode(), error  # what is printed is text
         found = None
     try:
         expected = strict_read(content)
@@ -48,8 +47,7 @@ def judge(read: Reader, content: bytes, path: Path) -> str:
     assert found is not None, f"refused a sound file: {content!r}"
     assert found.keys() == expected.keys(), content
     for name, array in expected.items():
-        if found[name] is not None:
-            assert found[name].shape == array.shape and found[name].tobytes() == array.tobytes(), (name, content)
+        assert found[name].shape == array.shape and found[name].tobytes() == array.tobytes(), (name, content)
     return "read"
 
 
@@ -123,6 +121,89 @@ def refuses_whatever_is_empty(path: Path) -> dict[str, np.ndarray]:
 def test_a_wrong_reader_is_found_out(tmp_path, wrong):
     with pytest.raises(AssertionError):
         fuzz(wrong, range(1500), tmp_path / "file.safetensors")
+
+
+# What the fuzz found, each in words --------------------------------------------------------------------------------
+
+
+def refusal(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        our_read(path)
+    return str(caught.value)
+
+
+PAIR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize("entry", [["F32", [2], [0, 8]], PAIR | {"dtype": {"F32": None}}])
+def test_what_only_the_library_understands_is_refused(tmp_path, entry):
+    message = refusal(tmp_path / "file.safetensors", packed({"a": entry}, bytes(8)))
+    assert "a: expected an object whose dtype is a text, found" in message
+
+
+def test_more_axes_than_numpy_has(tmp_path):
+    entry = {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}
+    assert "a has 65 axes, NumPy has at most 64" in refusal(
+        tmp_path / "file.safetensors", packed({"a": entry}, bytes(4))
+    )
+
+
+def test_a_tensor_without_axes(tmp_path):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(packed({"a": {"dtype": "BF16", "shape": [], "data_offsets": [0, 2]}}, b"\x80\xbf"))
+    [(rows, values)] = contents(path)["a"].blocks()
+    assert rows is ... and values.shape == () and values == -1.0
+
+
+def test_a_double_beyond_float32(tmp_path):
+    entry = {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}
+    path = tmp_path / "file.safetensors"
+    message = refusal(path, packed({"a": entry}, np.array([-1e300, np.inf]).tobytes()))
+    assert "a reaches 1e+300, more than float32 holds" in message
+    path.write_bytes(packed({"a": entry}, np.array([np.nan, -np.inf]).tobytes()))
+    np.testing.assert_array_equal(our_read(path)["a"], np.array([np.nan, -np.inf], np.float32))
+
+
+def test_half_a_character_in_a_message(tmp_path):
+    one = json.dumps(PAIR).encode()
+    message = refusal(tmp_path / "file.safetensors", packed(b'{"\\ud800": %s, "\\ud800": %s}' % (one, one), bytes(8)))
+    assert r'"\ud800" occurs twice' in message and message.encode()
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(packed({"a": PAIR}, bytes(8)))
+    stored = contents(path)["a"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="a: the file was cut short after its header had been read"):
+        list(stored.blocks())
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        list(stored.blocks())
+
+
+def test_no_float_has_no_blocks(tmp_path):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(packed({"a": PAIR | {"dtype": "I32"}}, bytes(8)))
+    with pytest.raises(CheckpointError, match="a: found dtype I32, expected one of F32, BF16, F16, F64"):
+        list(contents(path)["a"].blocks())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_blocks_are_consecutive_rows(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr("tinykron.safetensors_file.BLOCK_BYTES", 50)
+    values = np.arange(33, dtype=np.float32).reshape(11, 3).astype(DTYPES[dtype])
+    header = {"odd": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}  # all that follows is unaligned
+    header["a"] = {"dtype": dtype, "shape": [11, 3], "data_offsets": [1, 1 + values.nbytes]}
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(packed(header, b"x" + values.tobytes()))
+    blocks = list(contents(path)["a"].blocks())
+    assert len(blocks) > 1 and [rows.start for rows, _ in blocks[1:]] == [rows.stop for rows, _ in blocks[:-1]]
+    np.testing.assert_array_equal(np.concatenate([part for _, part in blocks]), values.astype(np.float32))
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
 
 
 HUGE = {

@@ -243,7 +243,8 @@ class RMSNorm(Function):
         self.eps = eps
 
     def forward(self, xp, x, weight):
-        inverse = 1.0 / xp.sqrt((x * x).mean(axis=-1, keepdims=True) + self.eps)
+        square = (x * x).sum(axis=-1, keepdims=True) / float(x.shape[-1])  # .mean() takes twice as long on one row
+        inverse = 1.0 / xp.sqrt(square + self.eps)
         normal = x * inverse
         self.saved = normal, inverse, weight
         return normal * weight

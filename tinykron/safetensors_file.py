@@ -1,26 +1,28 @@
 """The safetensors container: what a file holds, its values a block of rows at a time, and writing one.
 
-The safetensors library reads and writes; here its faults, and what it lets pass, become CheckpointErrors.
+The safetensors library writes, and checks what is read; its faults, and what it lets pass, become CheckpointErrors.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
 from tinykron.errors import CheckpointError
 
-FLOATS = ("F32", "BF16", "F16", "F64")  # the dtypes that become parameters
+FLOATS = {"F32": "<f4", "BF16": "<u2", "F16": "<f2", "F64": "<f8"}  # the dtypes that become parameters, as NumPy reads
 BLOCK_BYTES = 2 << 20  # of a file, read at a time: what the cache holds until it is copied on
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
+RANK_LIMIT = 64  # NumPy's own
 
 
 @dataclass(frozen=True)
@@ -31,42 +33,58 @@ class Stored:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    start: int  # of its first byte in the file
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (rows, values in float32) from first to last row, about BLOCK_BYTES at a time.
+    def blocks(self) -> Iterator[tuple[slice | EllipsisType, np.ndarray]]:
+        """Yield (rows, values in float32) from first to last row, about BLOCK_BYTES at a time; nothing if it is empty.
 
-        The file is opened anew for each block: the pages of a mapped file count as the process's until it is closed.
-        Raises CheckpointError.
+        `rows` is `...` for a tensor of no axes. Every block is an array of its own.
+        Raises CheckpointError, also for a number in float64 that float32 has no room for.
         """
-        import ml_dtypes  # noqa: F401  teaches NumPy, and so the library, what bfloat16 is
-
+        if self.dtype not in FLOATS:
+            raise CheckpointError(f"{self._what}: found dtype {self.dtype}, expected one of {', '.join(FLOATS)}")
         if 0 in self.shape:
-            return
-        step = max(1, BLOCK_BYTES // (4 * prod(self.shape[1:])))
-        for start in range(0, self.shape[0], step):
-            rows = slice(start, min(start + step, self.shape[0]))
-            with _opened(self.path) as file:
-                values = file.get_slice(self.name)[rows]
-            yield rows, self._as_float32(values)
+            return  # the other sizes may be beyond all reason
+        dtype, (height, *row) = np.dtype(FLOATS[self.dtype]), self.shape or (1,)
+        step = max(1, BLOCK_BYTES // (dtype.itemsize * math.prod(row)))
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                for first in range(0, height, step):
+                    values = np.empty((min(step, height - first), *row), dtype)
+                    if file.readinto(values.data.cast("B")) < values.nbytes:
+                        raise CheckpointError(f"{self._what}: the file was cut short after its header had been read")
+                    floats = self._floats(values)
+                    yield (slice(first, first + len(values)), floats) if self.shape else (..., floats.reshape(()))
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
 
-    def _as_float32(self, values: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN stays a NaN
-            converted = values.astype(np.float32, copy=False)
-        if self.dtype == "F64" and np.isinf(converted).sum() > np.isinf(values).sum():
-            found = np.abs(values[np.isfinite(values)]).max()
-            raise CheckpointError(f"{self.path}: {self.name} reaches {found:g}, more than float32 holds")
-        return converted
+    @property
+    def _what(self) -> str:
+        return f"{self.path}: {self.name}"
+
+    def _floats(self, values: np.ndarray) -> np.ndarray:
+        """Return in float32 what was read. Raises CheckpointError for a number that is too large."""
+        if self.dtype == "BF16":  # the upper half of a float32
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is invalid, and becomes a quiet one
+            floats = values.astype(np.float32, copy=False)
+        if self.dtype == "F64" and np.isinf(floats).sum() > np.isinf(values).sum():
+            largest = np.abs(values[np.isfinite(values)]).max()
+            raise CheckpointError(f"{self._what} reaches {largest:g}, more than float32 holds")
+        return floats
 
 
 def contents(path: Path) -> dict[str, Stored]:
     """Return what a safetensors file holds, by name. Raises CheckpointError if it is missing or malformed."""
     try:
-        _check_header(path)
+        header, data = _header(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    with _opened(path) as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  the file is no dict
-        return {name: Stored(path, name, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    return {
+        name: Stored(path, name, entry["dtype"], tuple(entry["shape"]), data + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -92,46 +110,62 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="numpy")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: no sound safetensors file: {error}") from None
-
-
-def _check_header(path: Path) -> None:
-    """Refuse repeated names, which the library accepts, and say in numbers how a file is too short or too long."""
+def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the entries of a sound file by name, and where their values begin. Raises OSError, CheckpointError."""
+    unsound = f"{path}: no sound safetensors file"
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8 or length > HEADER_LIMIT:
             raise CheckpointError(
-                f"{path}: no sound safetensors file: {size} bytes long, with a header of {length}; "
+                f"{unsound}: {size} bytes long, with a header of {length}; "
                 f"expected at least 8 bytes and the whole header, which has at most {HEADER_LIMIT}"
             )
         text = file.read(length)
-    if not text.startswith(b"{"):  # which the format asks for, and the library does not
-        raise CheckpointError(f"{path}: no sound safetensors file: its header begins with {text[:1]!r}, expected b'{{'")
+    if not text.startswith(b"{"):
+        raise CheckpointError(f"{unsound}: its header begins with {text[:1]!r}, expected b'{{'")
     header = parse_json(text, f"{path}: header")
+    _check_size(path, size, 8 + length, header)
+    _check_with_library(path, unsound)
+    header.pop("__metadata__", None)
+    for name, entry in header.items():  # what the library takes, and the format does not have; the numbers are sound
+        if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
+            raise CheckpointError(f"{unsound}: {name}: expected an object whose dtype is a text, found {entry}")
+        if len(entry["shape"]) > RANK_LIMIT:
+            raise CheckpointError(f"{path}: {name} has {len(entry['shape'])} axes, NumPy has at most {RANK_LIMIT}")
+    return header, 8 + length
+
+
+def _check_size(path: Path, size: int, data: int, header: Any) -> None:
+    """Say in numbers how a file is too short or too long."""
     try:
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except (AttributeError, LookupError, TypeError):
         return  # an entry that is none: the library finds the words for it
-    if isinstance(end, int) and size != 8 + length + end:
-        how = "cut short" if size < 8 + length + end else "too long"
-        raise CheckpointError(f"{path} is {how}: found {size} bytes, expected {8 + length + end} from its header")
+    if isinstance(end, int) and size != data + end:
+        how = "cut short" if size < data + end else "too long"
+        raise CheckpointError(f"{path} is {how}: found {size} bytes, expected {data + end} from its header")
+
+
+def _check_with_library(path: Path, unsound: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{unsound}: {error}") from None
 
 
 def parse_json(text: bytes, what: str) -> Any:
     """Return the value of a JSON text. Raises CheckpointError, beginning with `what`, if malformed or a key repeats."""
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f'"{next(name for name in names if names.count(name) > 1)}" occurs twice')
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in values:
+                raise ValueError(f"{json.dumps(name)} occurs twice")
+            values[name] = value
         return values
 
     try:
