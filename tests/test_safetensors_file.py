@@ -214,6 +214,9 @@ HUGE = {
         {"a": {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]}}, b""
     ),
     "rows without width": packed({"a": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]}}, b""),
+    "a header of entries and nothing else": packed(
+        {f"{n:x}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(50_000)}, b""
+    ),
     "deep nesting": packed(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b""),
 }
 READ = """
@@ -240,3 +243,16 @@ def test_no_memory_beyond_the_file_s_size(tmp_path, kind):
         [sys.executable, "-c", READ, str(path)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
     )
     assert int(done.stdout) < path.stat().st_size + (48 << 20)  # the libraries that reading imports
+
+
+def test_a_long_header_needs_a_long_file(tmp_path):
+    path = tmp_path / "file.safetensors"
+    data = 100 << 20
+    text = json.dumps({"a": {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}}).encode() + b" " * (2 << 20)
+    with path.open("wb") as file:
+        file.write(packed(text, b""))
+        file.truncate(8 + len(text) + data)  # zeros, which take no room on the disk
+    assert contents(path)["a"].shape == (data,)
+    path.write_bytes(packed({"a" * (3 << 20): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, b""))
+    with pytest.raises(CheckpointError, match=r"a header of \d+ bytes in a file of \d+; expected at most 1/40 of it"):
+        contents(path)

@@ -22,6 +22,8 @@ from tinykron.errors import CheckpointError
 FLOATS = {"F32": "<f4", "BF16": "<u2", "F16": "<f2", "F64": "<f8"}  # the dtypes that become parameters, as NumPy reads
 BLOCK_BYTES = 2 << 20  # of a file, read at a time: what the cache holds until it is copied on
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
+HEADER_FREE = 2 << 20  # bytes that a header may always have: some ten thousand tensors
+HEADER_COST = 40  # bytes of memory that reading takes for each byte of a header that is nothing but entries
 RANK_LIMIT = 64  # NumPy's own
 
 
@@ -120,6 +122,10 @@ def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             raise CheckpointError(
                 f"{unsound}: {size} bytes long, with a header of {length}; "
                 f"expected at least 8 bytes and the whole header, which has at most {HEADER_LIMIT}"
+            )
+        if length > HEADER_FREE and HEADER_COST * length > size:  # else reading it would outgrow the file
+            raise CheckpointError(
+                f"{unsound}: a header of {length} bytes in a file of {size}; expected at most 1/{HEADER_COST} of it"
             )
         text = file.read(length)
     if not text.startswith(b"{"):
