@@ -93,6 +93,7 @@ BAD = {
     "another model": (toml(model='model_type = "rnn"'), ["model_type: found 'rnn'", "gpt2, llama, bert"]),
     "no model type": (toml(model="n_layer = 1"), ["model_type: found None"]),
     "an unknown model key": (toml(model=MODEL + "\nlayers = 3"), ["[model] has unknown layers", "n_layer"]),
+    "a head that training decides": (toml(model='model_type = "bert"\nhead = "span"'), ["[model] has unknown head"]),
     "a vocabulary in the wrong place": (toml(model=MODEL + "\nvocab_size = 3"), ["[model] has unknown vocab_size"]),
     "a width of another type": (toml(model=MODEL.replace("n_embd = 8", "n_embd = 8.5")), ["n_embd", "found 8.5"]),
     "a width that does not divide": (toml(model=MODEL.replace("n_head = 2", "n_head = 3")), ["n_embd 8", "n_head 3"]),

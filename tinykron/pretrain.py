@@ -56,6 +56,7 @@ class Recipe:
     dtype: str = "float32"  # of the saved tensors
 
 
+NOT_GIVEN = {"extra", "vocab_size", "head", "labels"}  # of a configuration's fields: what training decides
 WORK = {False: "writes text that looks like", True: "fills gaps in text like"}  # by Kind.masked
 
 
@@ -75,7 +76,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise TinykronError(f"{path}: model_type: found {model_type!r}, expected one of {', '.join(KINDS)}")
     sections = {
         "tokenizer": {"vocab_size"},
-        "model": {"model_type"} | {field.name for field in fields(kind.config)} - {"extra", "vocab_size"},
+        "model": {"model_type"} | {field.name for field in fields(kind.config)} - NOT_GIVEN,
         "training": {field.name for field in fields(Settings)},
     }
     for section, known in sections.items():
