@@ -94,6 +94,30 @@ def kron_pairs(draw: Any, max_terms: int = 3, dtype: Any = np.float64) -> KronPa
     return KronPair(draw(arrays((terms, m, n), dtype=dtype)), draw(arrays((terms, p, q), dtype=dtype)))
 
 
+class Fit(NamedTuple):
+    """A generic matrix (M*P, N*Q), whose singular values all differ, and the shape (M, N)."""
+
+    w: np.ndarray
+    shape: tuple[int, int]
+
+    @property
+    def limit(self) -> int:
+        return min(self.shape[0] * self.shape[1], self.w.size // (self.shape[0] * self.shape[1]))
+
+
+@st.composite
+def fits(draw: Any) -> Fit:
+    m, n, p, q = draw(st.lists(st.integers(1, 6), min_size=4, max_size=4, unique=True))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return Fit(generator.standard_normal((m * p, n * q)), (m, n))
+
+
+def looped_rearrangement(w: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The definition: row m*N + n is block (m, n), row by row."""
+    (m, n), (p, q) = shape, (w.shape[0] // shape[0], w.shape[1] // shape[1])
+    return np.array([w[i * p : i * p + p, j * q : j * q + q].ravel() for i in range(m) for j in range(n)])
+
+
 def non_contiguous(array: Array) -> list[Array]:
     """Return views that equal `array` but do not lie in C order: transposed, strided, reversed. Made on its device."""
     xp = xp_of(array)

@@ -12,7 +12,7 @@ from tests.helpers import assert_close
 from tests.tiny_training import tiny_gpt2
 from tinykron import kron
 from tinykron.errors import TinykronError
-from tinykron.info import best_pair, describe, flops_per_token, kron_multiplications, render
+from tinykron.info import best_pair, describe, flops_per_token, render
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.llama import Llama, LlamaConfig
 from tinykron.nn import Linear, Unset
@@ -52,13 +52,6 @@ def test_flops_of_bert_look_at_the_whole_context(head, extra, tied):
     per_block = 4 * 8 * 8 + 2 * 8 * 12
     attention = 2 * 2 * 8 * 10  # 5 positions before, and all others of 10 behind
     assert flops_per_token(Bert(config, Unset()), 5) == 2 * (2 * per_block + extra) + 2 * attention
-
-
-def test_flops_of_factors_count_both_products_in_the_cheaper_order():
-    layer = kron.KronLinear(inputs=6, outputs=20, shape=(4, 3), terms=2)  # A (4, 3), B (5, 2)
-    b_first = 3 * 5 * 2 + 5 * 4 * 3
-    a_first = 2 * 4 * 3 + 4 * 5 * 2
-    assert kron_multiplications(layer) == 2 * min(b_first, a_first)
 
 
 def test_flops_of_a_factorised_model_fall():

@@ -10,9 +10,11 @@ from typing import Any
 
 from tinykron import checkpoint
 from tinykron.errors import TinykronError
-from tinykron.kron.algebra import Shape, gaussian_energy, nearest
+from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.compress import dense_shapes
+from tinykron.kron.fit import gaussian_energy, nearest
 from tinykron.kron.linear import KronEmbedding, KronModule
+from tinykron.kron.product import multiplications
 from tinykron.nn import Embedding, Linear
 from tinykron.progress import Progress
 
@@ -90,13 +92,7 @@ def _product_flops(module: Any) -> int:
     """Return the multiplications and additions of one vector with a layer's matrix."""
     if isinstance(module, Linear | Embedding):
         return 2 * module.weight.size
-    return 2 * kron_multiplications(module) if isinstance(module, KronModule) else 0
-
-
-def kron_multiplications(module: KronModule) -> int:
-    """Return the multiplications per vector, in the cheaper order. KroneckerBERT eq. 7."""
-    (terms, m, n), (_, p, q) = module.a_RMN.shape, module.b_RPQ.shape
-    return terms * min(n * p * (q + m), m * q * (n + p))
+    return 2 * multiplications(module.a_RMN, module.b_RPQ) if isinstance(module, KronModule) else 0
 
 
 def output_table(model: Any) -> Any:
@@ -125,8 +121,8 @@ def best_pair(w: Any, ratio: float) -> tuple[Shape, float] | None:
     """
     rows, columns = w.shape
     sizes = {}
-    for m in _divisors(rows):
-        for n in _divisors(columns):
+    for m in divisors(rows):
+        for n in divisors(columns):
             count = m * n + (rows // m) * (columns // n)
             if count <= (1 + NEAR / 2) * w.size / ratio:
                 sizes[m, n] = count
@@ -137,10 +133,6 @@ def best_pair(w: Any, ratio: float) -> tuple[Shape, float] | None:
     kept = {shape: nearest(w, shape).energy or 0.0 for shape in shapes}
     shape = max(kept, key=lambda shape: kept[shape])
     return shape, kept[shape]
-
-
-def _divisors(size: int) -> list[int]:
-    return [number for number in range(1, size + 1) if size % number == 0]
 
 
 def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:

@@ -1,9 +1,6 @@
 """Kronecker factorisation: the algebra, layers that hold factors, and turning a model into factors and back."""
 
 from tinykron.kron.algebra import KronSum as KronSum
-from tinykron.kron.algebra import apply as apply
-from tinykron.kron.algebra import gaussian_energy as gaussian_energy
-from tinykron.kron.algebra import nearest as nearest
 from tinykron.kron.compress import Choice as Choice
 from tinykron.kron.compress import KronPlan as KronPlan
 from tinykron.kron.compress import factorise as factorise
@@ -11,5 +8,8 @@ from tinykron.kron.compress import kngpt2_plan as kngpt2_plan
 from tinykron.kron.compress import merge as merge
 from tinykron.kron.compress import plan_of as plan_of
 from tinykron.kron.compress import restructure as restructure
+from tinykron.kron.fit import gaussian_energy as gaussian_energy
+from tinykron.kron.fit import nearest as nearest
 from tinykron.kron.linear import KronEmbedding as KronEmbedding
 from tinykron.kron.linear import KronLinear as KronLinear
+from tinykron.kron.product import apply as apply

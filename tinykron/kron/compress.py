@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tinykron.errors import CheckpointError, ShapeError, TinykronError
-from tinykron.kron.algebra import Shape, check_terms, factor_shapes, gaussian_energy
+from tinykron.kron.algebra import Shape, check_terms, factor_shapes
+from tinykron.kron.fit import gaussian_energy
 from tinykron.kron.linear import KronEmbedding, KronLinear, KronModule
 from tinykron.nn import Embedding, Linear, Module, Parameter, Unset
 

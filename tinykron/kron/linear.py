@@ -10,8 +10,9 @@ from math import sqrt
 from typing import Any
 
 from tinykron.backend import Array, by_rows, scatter_add
-from tinykron.kron import algebra
+from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
+from tinykron.kron.fit import nearest
 from tinykron.nn import INITIAL_STD, Embedding, Generator, Linear, Module, Unset, checked_ids, constant, normal
 from tinykron.tensor import Function, Tensor
 
@@ -25,11 +26,11 @@ class KronApply(Function):
     """
 
     def forward(self, xp, x, a_RMN, b_RPQ, bias=None):
-        self.shape, self.b_inner = x.shape, algebra.b_is_inner(a_RMN, b_RPQ)
-        inner, outer, x_EQ = algebra.arranged(a_RMN, b_RPQ, x)
-        z_SRN = algebra.inner_product(inner, x_EQ, outer.shape[2])
+        self.shape, self.b_inner = x.shape, product.b_is_inner(a_RMN, b_RPQ)
+        inner, outer, x_EQ = product.arranged(a_RMN, b_RPQ, x)
+        z_SRN = product.inner_product(inner, x_EQ, outer.shape[2])
         self.saved = inner, outer, x_EQ, z_SRN
-        y_TD = algebra.in_order(algebra.outer_product(z_SRN, outer), a_RMN, b_RPQ)
+        y_TD = product.in_order(product.outer_product(z_SRN, outer), a_RMN, b_RPQ)
         if bias is not None:
             y_TD = y_TD.astype(self.dtype, copy=False)
             by_rows(lambda block: xp.add(block, bias, out=block), y_TD)
@@ -46,12 +47,12 @@ class KronApply(Function):
             grad_outer = _product(xp, grad_SM.T, z_SRN.reshape(-1, terms * n), shape)
             grad_outer = grad_outer if terms == 1 else grad_outer.swapaxes(0, 1)
         if needs_inner or self.needs[0]:
-            grad_z = algebra.product(grad_SM, algebra.side_by_side(outer_RMN)).reshape(-1, p, terms, n)
+            grad_z = product.product(grad_SM, product.side_by_side(outer_RMN)).reshape(-1, p, terms, n)
             grad_EC = grad_z.transpose(0, 3, 2, 1).reshape(-1, terms * p)
             if needs_inner:
                 grad_inner = _product(xp, grad_EC.T, x_EQ, (terms, p, q))
             if self.needs[0]:
-                grad_x = algebra.product(grad_EC, inner_RPQ.reshape(terms * p, q))
+                grad_x = product.product(grad_EC, inner_RPQ.reshape(terms * p, q))
                 grad_x = grad_x if self.b_inner else grad_x.reshape(-1, n, q).swapaxes(1, 2)
                 grad_x = grad_x.reshape(self.shape)
         grad_a, grad_b = (grad_outer, grad_inner) if self.b_inner else (grad_inner, grad_outer)
@@ -70,7 +71,7 @@ def _product(xp: Any, x: Array, y: Array, shape: tuple[int, ...]) -> Array:
 
 def kron_linear(x: Any, a: Any, b: Any, bias: Any = None) -> Tensor:
     """Return x (..., N*Q) @ (sum of a (R, M, N) x b (R, P, Q))^T + bias (M*P). Raises ShapeError."""
-    algebra.check_factors(a, b, x.shape)
+    product.check_factors(a, b, x.shape)
     return KronApply()(x, a, b) if bias is None else KronApply()(x, a, b, bias)
 
 
@@ -88,7 +89,7 @@ class KronRows(Function):
         a_GER = a_RMN[:, self.places[0]].transpose(1, 2, 0).reshape(groups, len(ids_T) * n // max(1, groups), terms)
         b_GRQ = b_RPQ[:, self.places[1]].transpose(1, 0, 2)
         self.shapes, self.saved = (a_RMN.shape, b_RPQ.shape), (a_GER, b_GRQ)
-        rows = algebra.product(a_GER[0], b_GRQ[0]) if groups == 1 else a_GER @ b_GRQ
+        rows = product.product(a_GER[0], b_GRQ[0]) if groups == 1 else a_GER @ b_GRQ
         return rows.reshape(*ids.shape, n * q)
 
     def backward(self, xp, grad):
@@ -156,7 +157,7 @@ class KronLinear(KronModule):
 
         Raises what `nearest` raises.
         """
-        fit = algebra.nearest(linear.weight.data.T, shape, terms)
+        fit = nearest(linear.weight.data.T, shape, terms)
         outputs, inputs = fit.shape
         layer = cls(inputs, outputs, shape, terms, linear.bias is not None, Unset())
         layer._take(fit)
@@ -190,7 +191,7 @@ class KronEmbedding(KronModule):
     @classmethod
     def from_dense(cls, embedding: Embedding, shape: Shape, terms: int = 1) -> KronEmbedding:
         """Return the nearest sum of `terms` Kronecker products to a dense table. Raises what `nearest` raises."""
-        fit = algebra.nearest(embedding.weight.data, shape, terms)
+        fit = nearest(embedding.weight.data, shape, terms)
         layer = cls(*fit.shape, shape, terms, Unset())
         layer._take(fit)
         return layer
