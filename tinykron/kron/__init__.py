@@ -8,8 +8,8 @@ from tinykron.kron.compress import kngpt2_plan as kngpt2_plan
 from tinykron.kron.compress import merge as merge
 from tinykron.kron.compress import plan_of as plan_of
 from tinykron.kron.compress import restructure as restructure
-from tinykron.kron.fit import gaussian_energy as gaussian_energy
 from tinykron.kron.fit import nearest as nearest
 from tinykron.kron.linear import KronEmbedding as KronEmbedding
 from tinykron.kron.linear import KronLinear as KronLinear
 from tinykron.kron.product import apply as apply
+from tinykron.kron.svd import gaussian_energy as gaussian_energy

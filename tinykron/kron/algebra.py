@@ -24,8 +24,9 @@ class KronSum:
 
     a: Array  # (R, M, N)
     b: Array  # (R, P, Q)
-    error: float | None = None  # ||W - sum|| / ||W||, Frobenius; None if this is no fit
+    error: float | None = None  # ||W - sum|| / ||W|| in the metric of the fit; None if this is no fit
     energy: float | None = None  # ||sum|| / ||W||, so that energy^2 + error^2 = 1
+    bounds: tuple[float, float] | None = None  # where the error of the best such sum lies, when asked for
 
     @property
     def terms(self) -> int:

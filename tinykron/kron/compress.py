@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from tinykron.errors import CheckpointError, ShapeError, TinykronError
 from tinykron.kron.algebra import Shape, check_terms, factor_shapes
-from tinykron.kron.fit import gaussian_energy
 from tinykron.kron.linear import KronEmbedding, KronLinear, KronModule
+from tinykron.kron.svd import gaussian_energy
 from tinykron.nn import Embedding, Linear, Module, Parameter, Unset
 
 AnyModule = TypeVar("AnyModule", bound=Module)
