@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -267,6 +268,17 @@ def test_the_bounds_hold_the_best_error(problem: Problem, two_sided: bool) -> No
         if g is None:
             other = als.alternate(left, c, *start, 60, 0.0)[2][-1]
             assert low <= np.sqrt(other / whole) * (1 + 1e-6) + 1e-9
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_loewner_bounds_are_the_extreme_generalised_eigenvalues(device: str, seed: int) -> None:
+    c = second_moment(np.random.default_rng(seed), 12)
+    for given_c in (c, np.diagonal(c)):
+        near = metrics.split(to_device(given_c), (3, 4))
+        low, high = fit.loewner(to_device(given_c), near, metrics.root(near.first), metrics.root(near.second))
+        k = np.kron(host(near.first), host(near.second))
+        values = scipy.linalg.eigvalsh(given_c, k) if given_c.ndim == 2 else np.sort(given_c / k)
+        assert (low, high) == pytest.approx((values[0], values[-1]), rel=1e-5)
 
 
 @given(problem=problems())
