@@ -1,6 +1,8 @@
-"""Kronecker factorisation: the algebra, layers that hold factors, and turning a model into factors and back."""
+"""Kronecker factorisation: the algebra, the fits, the layers, and turning a model into factors and back."""
 
 from tinykron.kron.algebra import KronSum as KronSum
+from tinykron.kron.calibration import Calibration as Calibration
+from tinykron.kron.calibration import calibrate as calibrate
 from tinykron.kron.compress import Choice as Choice
 from tinykron.kron.compress import KronPlan as KronPlan
 from tinykron.kron.compress import factorise as factorise
@@ -8,6 +10,7 @@ from tinykron.kron.compress import kngpt2_plan as kngpt2_plan
 from tinykron.kron.compress import merge as merge
 from tinykron.kron.compress import plan_of as plan_of
 from tinykron.kron.compress import restructure as restructure
+from tinykron.kron.controls import low_rank as low_rank
 from tinykron.kron.fit import nearest as nearest
 from tinykron.kron.linear import KronEmbedding as KronEmbedding
 from tinykron.kron.linear import KronLinear as KronLinear
