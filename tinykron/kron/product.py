@@ -9,6 +9,7 @@ from typing import Any
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import ShapeError
+from tinykron.kron.algebra import Shape
 
 OUTER_COLUMNS = 4  # up to so many columns, an outer product is faster column by column than by BLAS
 
@@ -38,18 +39,23 @@ def check_factors(a: Any, b: Any, x_shape: tuple[int, ...]) -> None:
 
 def b_is_inner(a: Any, b: Any) -> bool:
     """Whether it is cheaper to multiply by the B factors first. KroneckerBERT eq. 7."""
-    b_first, a_first = _multiplications(a, b)
+    b_first, a_first = _multiplications(a.shape[1:], b.shape[1:])
     return b_first <= a_first
 
 
 def multiplications(a: Any, b: Any) -> int:
     """Return the multiplications that one vector takes, in the cheaper order. KroneckerBERT eq. 7."""
-    return a.shape[0] * min(_multiplications(a, b))
+    return a.shape[0] * multiplications_of(a.shape[1:], b.shape[1:])
 
 
-def _multiplications(a: Any, b: Any) -> tuple[int, int]:
+def multiplications_of(a_shape: Shape, b_shape: Shape) -> int:
+    """Return the multiplications that one vector and one term take, in the cheaper order."""
+    return min(_multiplications(a_shape, b_shape))
+
+
+def _multiplications(a_shape: Shape, b_shape: Shape) -> tuple[int, int]:
     """Return those of one vector and one term, B first and A first."""
-    (_, m, n), (_, p, q) = a.shape, b.shape
+    (m, n), (p, q) = a_shape, b_shape
     return n * p * (q + m), m * q * (n + p)
 
 
