@@ -210,6 +210,26 @@ def _work(function: Callable[..., object], arrays: Sequence[Array], starts: Iter
         function(*(None if array is None else array[start : start + step] for array in arrays))
 
 
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Return [function(item) for item in items], on all cores; BLAS keeps to one thread in each.
+
+    For many decompositions of small matrices, of which one alone does not fill two cores.
+    """
+    results: list[Any] = [None] * len(items)
+    places = iter(range(len(items)))  # shared by the threads: each `next` hands out one item
+
+    def work() -> None:
+        for place in places:
+            results[place] = function(items[place])
+
+    with _blas().limit(limits=1):
+        helpers = [_pool().submit(work) for _ in range(thread_count() - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
+    return results
+
+
 # Memory -------------------------------------------------------------------------------------------------------------
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # the names that glibc's mallopt has for its settings
