@@ -62,7 +62,7 @@ def test_the_nearest_factors_of_a_diagonal(device: str, seed: int) -> None:
 def test_a_root_is_a_root_and_its_inverse(device: str, seed: int, size: int) -> None:
     s = second_moment(np.random.default_rng(seed), size)
     for given_s in (s, np.diagonal(s)):
-        found = metrics.root(to_device(given_s))
+        found = metrics.Root(to_device(given_s))
         root, inverse = host(found.root), host(found.inverse)
         if given_s.ndim == 1:
             root, inverse = np.diag(root), np.diag(inverse)
@@ -73,11 +73,11 @@ def test_a_root_is_a_root_and_its_inverse(device: str, seed: int, size: int) -> 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_singular_metric_has_a_pseudo_inverse(device: str, rank: int) -> None:
     s = second_moment(np.random.default_rng(0), 5, rank)
-    found = metrics.root(to_device(s))
+    found = metrics.Root(to_device(s))
     root, inverse = host(found.root), host(found.inverse)
     assert_close(root @ root.T, s, atol=1e-9)
     assert_close(inverse, np.linalg.pinv(root, rcond=1e-6), rtol=1e-6, atol=1e-7)
-    diagonal = metrics.root(to_device(np.array([4.0, 0.0])))
+    diagonal = metrics.Root(to_device(np.array([4.0, 0.0])))
     assert_close(diagonal.root, [2.0, 0.0])
     assert_close(diagonal.inverse, [0.5, 0.0])
 

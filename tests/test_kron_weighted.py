@@ -275,7 +275,7 @@ def test_loewner_bounds_are_the_extreme_generalised_eigenvalues(device: str, see
     c = second_moment(np.random.default_rng(seed), 12)
     for given_c in (c, np.diagonal(c)):
         near = metrics.split(to_device(given_c), (3, 4))
-        low, high = fit.loewner(to_device(given_c), near, metrics.root(near.first), metrics.root(near.second))
+        low, high = fit.loewner(to_device(given_c), near, metrics.Root(near.first), metrics.Root(near.second))
         k = np.kron(host(near.first), host(near.second))
         values = scipy.linalg.eigvalsh(given_c, k) if given_c.ndim == 2 else np.sort(given_c / k)
         assert (low, high) == pytest.approx((values[0], values[-1]), rel=1e-5)

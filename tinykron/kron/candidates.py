@@ -1,6 +1,8 @@
 """All that a matrix can become: every shape of A that divides it, every number of terms, low rank and dense among them.
 
-One decomposition per shape gives the loss of every number of terms: what the singular values behind leave.
+One decomposition per shape gives the loss of every number of terms: what the singular values behind leave. It is not
+made where the size of the Gram matrix alone tells that low rank, which takes the fewest FLOPs that so many parameters
+can, is also the better fit, whatever the number of terms.
 """
 
 from __future__ import annotations
@@ -17,10 +19,9 @@ from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.fit import RIDGE, check_matrix, compact
 from tinykron.kron.metric import Metric
 from tinykron.kron.product import multiplications_of
-from tinykron.kron.svd import squared_singular_values
+from tinykron.kron.svd import rearranged_gram
 
-REACH = 1 / 32  # a shape that cannot hold this share of the parameters without costing more FLOPs than the dense matrix
-#                 is left out: balanced shapes of many terms are slower than dense, and keep little when they are not
+REACH = 1 / 32  # Kronecker sums of a smaller share of the parameters are left out, low rank is not
 
 
 @dataclass(frozen=True)
@@ -51,53 +52,81 @@ def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_r
     covariance = metrics.checked(covariance, w.shape[1], "covariance", w, RIDGE)
     output = metrics.checked(output, w.shape[0], "output", w, RIDGE)
     rows, columns = w.shape
-    matrix = w
+    matrix, on_host = w, backend_of(w).name == "cpu"
     if own_rows and rows > columns:
         matrix, output = compact(w, output)[0].astype(w.dtype), None
     found: list[tuple[Shape, np.ndarray]] = []  # the loss of 0, 1, 2, ... terms
-    for n in divisors(columns):
-        inputs = metrics.split(covariance, (n, columns // n))
+    low_rank: np.ndarray | None = None
+    rough = covariance if covariance is None or isinstance(covariance, tuple) else covariance.astype(w.dtype)
+    for n in divisors(columns):  # from 1: low rank comes first, and the others are held against it
+        whole = 1 in (n, columns // n)  # then the metric is taken as it is
+        inputs = metrics.split(covariance if whole else rough, (n, columns // n), tolerance=1e-4)
         first, second = (_root(part, w) for part in (inputs.first, inputs.second))
         white = metrics.times(matrix, first, second, (n, columns // n))
-        shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)) if _terms((rows, columns), (m, n))]
-        losses = partial(_losses, white, output)
-        at = [(len(matrix), n)] * len(shapes) if own_rows else shapes
-        found += zip(shapes, in_threads(losses, at) if backend_of(w).name == "cpu" else map(losses, at), strict=True)
-    return _gathered((rows, columns), found)
+        shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)[::-1]) if terms_of((rows, columns), (m, n))]
+        if low_rank is None and (rows, 1) in shapes:
+            low_rank = _losses((rows, columns), white, output, None, (rows, 1))
+            found.append(((rows, 1), low_rank))
+            shapes.remove((rows, 1))
+        losses = partial(_losses, (rows, columns), white, output, low_rank)
+        found += zip(shapes, in_threads(losses, shapes) if on_host else map(losses, shapes), strict=True)
+    return _gathered((rows, columns), found, np.ones(1) if low_rank is None else low_rank)
 
 
-def _losses(white: Array, output: Metric, shape: Shape) -> np.ndarray:
-    """Return the loss of 0, 1, 2, ... terms of a shape, for a matrix that is whitened on the side of its inputs."""
-    sizes = shape[0], white.shape[0] // shape[0]
-    outputs = metrics.split(output, sizes)
+def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | None, shape: Shape) -> np.ndarray:
+    """Return the loss of 0, 1, 2, ... terms of a shape; of 0 only, where no number of terms can beat low rank.
+
+    white  the matrix, whitened on the side of its inputs, or the smaller one that stands for a table
+    """
+    own = (shape[0] if len(white) == dense[0] else len(white)), shape[1]
+    sizes = own[0], len(white) // own[0]
     if output is not None:
+        outputs = metrics.split(output, sizes)
         white = metrics.times(white.T, _root(outputs.first, white), _root(outputs.second, white), sizes).T
-    squares = to_host(squared_singular_values(white, shape)).astype(np.float64)
-    tail = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+    gram = rearranged_gram(white, own)
+    xp = xp_of(gram)
+    whole = float(xp.diagonal(gram).astype(np.float64).sum())
+    if low_rank is not None and whole:
+        terms = np.array(terms_of(dense, shape))
+        ranks = terms * (shape[0] * shape[1] + dense[0] * dense[1] // (shape[0] * shape[1])) // sum(dense)
+        square = float((gram * gram).astype(np.float64).sum()) / whole**2
+        if np.all(_least_loss(terms, len(gram), square) >= low_rank[np.minimum(ranks, len(low_rank) - 1)]):
+            return np.ones(1)
+    squares = to_host(xp.maximum(xp.linalg.eigvalsh(gram), 0.0)).astype(np.float64)
+    tail = np.append(np.cumsum(squares)[::-1], 0.0)
     return tail / tail[0] if tail[0] else tail
 
 
+def _least_loss(terms: np.ndarray, size: int, square: float) -> np.ndarray:
+    """Return a bound on the loss of so many terms, from the sum of squares of `size` numbers that add up to 1.
+
+    The largest k of them add up to at most k / size + sqrt(k (size - k) / size * (square - 1 / size)), for theirs and
+    the others' means lie so far apart at most as the variance allows.
+    """
+    spread = terms * np.maximum(size - terms, 0) / size * max(0.0, square - 1.0 / size)
+    return 1.0 - terms / size - np.sqrt(spread)
+
+
 def _root(part: Array | None, like: Array) -> Array | None:
-    root = metrics.root(part).root
+    root = metrics.Root(part).root
     return None if root is None else xp_of(like).ascontiguousarray(root.astype(like.dtype))
 
 
-def _terms(dense: Shape, shape: Shape) -> int:
-    """Return how many terms of a shape are worth looking at."""
+def terms_of(dense: Shape, shape: Shape) -> range:
+    """Return the numbers of terms that save parameters, cost no more FLOPs than the dense matrix, and keep `REACH`."""
     (rows, columns), (m, n) = dense, shape
     p, q = rows // m, columns // n
     each, size = m * n + p * q, rows * columns
     most = min(m * n, p * q, (size - 1) // each, size // multiplications_of((m, n), (p, q)))
-    return most if most * each >= REACH * size else 0
+    return range(1 if n == p == 1 else max(1, -(-int(REACH * size) // each)), most + 1)
 
 
-def _gathered(dense: Shape, found: list[tuple[Shape, np.ndarray]]) -> Candidates:
+def _gathered(dense: Shape, found: list[tuple[Shape, np.ndarray]], low_rank: np.ndarray) -> Candidates:
     size = dense[0] * dense[1]
     columns: list[np.ndarray] = []
-    low_rank = np.ones(1)
     for shape, loss in found:
         p, q = dense[0] // shape[0], dense[1] // shape[1]
-        terms = np.arange(1, min(_terms(dense, shape), len(loss) - 1) + 1)
+        terms = np.array([number for number in terms_of(dense, shape) if number < len(loss)], dtype=np.int64)
         parameters = terms * (shape[0] * shape[1] + p * q)
         flops = 2 * terms * multiplications_of(shape, (p, q))
         columns.append(
@@ -105,8 +134,6 @@ def _gathered(dense: Shape, found: list[tuple[Shape, np.ndarray]]) -> Candidates
                 [np.full_like(terms, shape[0]), np.full_like(terms, shape[1]), terms, parameters, flops, loss[terms]]
             )
         )
-        if shape[1] == 1 and p == 1:
-            low_rank = loss
     columns.append(np.array([[dense[0]], [dense[1]], [1.0], [size], [2.0 * size], [0.0]]))
     every = np.concatenate(columns, axis=1)
     kept = undominated(every[3], every[4], every[5])

@@ -94,7 +94,7 @@ def compact(w: Array, output: Metric) -> tuple[Array, Array]:
         slab = w[start : start + step].astype(np.float64)
         part = None if output is None else metrics.dense(output)[start : start + step]
         gram += slab.T @ (slab if part is None else slab * part[:, None] if part.ndim == 1 else part @ w)
-    made = metrics.root(0.5 * (gram + gram.T))
+    made = metrics.Root(0.5 * (gram + gram.T))
     return xp.ascontiguousarray(made.root.T), xp.ascontiguousarray(made.inverse.T)
 
 
@@ -116,7 +116,7 @@ class Search:
         if output is None:
             return self.one_sided(w, a_shape, terms, covariance)
         outputs = metrics.split(output, (a_shape[0], b_shape[0]))
-        first, second = metrics.root(outputs.first), metrics.root(outputs.second)
+        first, second = metrics.Root(outputs.first), metrics.Root(outputs.second)
         left = metrics.times(w.T, first.root, second.root, (a_shape[0], b_shape[0])).T
         fit = self.one_sided(left, a_shape, terms, covariance)
         a_RMN = metrics.times(fit.a.swapaxes(1, 2), first.inverse, None, (a_shape[0], 1)).swapaxes(1, 2)
@@ -136,7 +136,7 @@ class Search:
         """Fit with a metric of the inputs: whiten, truncate, whiten back; then alternate where that is not the best."""
         sizes = a_shape[1], w.shape[1] // a_shape[1]
         inputs = metrics.split(covariance, sizes)
-        first, second = metrics.root(inputs.first), metrics.root(inputs.second)
+        first, second = metrics.Root(inputs.first), metrics.Root(inputs.second)
         white = truncated(metrics.times(w, first.root, second.root, sizes), a_shape, terms, by_gram=True)
         a_RMN = metrics.times(white.a, first.inverse, None, (sizes[0], 1))
         b_RPQ = metrics.times(white.b, None, second.inverse, (1, sizes[1]))

@@ -77,8 +77,8 @@ class Split:
     exact: bool
 
 
-def split(metric: Metric, sizes: Shape) -> Split:
-    """Return the factors, of `sizes`, of a metric that `checked` returned.
+def split(metric: Metric, sizes: Shape, tolerance: float = 1e-9) -> Split:
+    """Return the factors, of `sizes`, of a metric that `checked` returned; the nearest ones to within `tolerance`.
 
     Exact for None, for a pair of these sizes, and for any metric where one of the sizes is 1.
     """
@@ -92,7 +92,7 @@ def split(metric: Metric, sizes: Shape) -> Split:
         return Split(None, metric, True)
     if sizes[1] == 1:
         return Split(metric, None, True)
-    first, second = _nearest(metric, sizes)
+    first, second = _nearest(metric, sizes, tolerance)
     return Split(first, second, False)
 
 
@@ -106,7 +106,7 @@ def dense(metric: Metric) -> Array:
     return xp.kron(*(part if part.ndim == 2 else xp.diag(part) for part in metric))
 
 
-def _nearest(metric: Array, sizes: Shape) -> tuple[Array, Array]:
+def _nearest(metric: Array, sizes: Shape, tolerance: float) -> tuple[Array, Array]:
     """Return the factors of the Kronecker product nearest to a metric: the power method on its rearrangement.
 
     Each step adds up blocks of the metric with the weights of a positive semi-definite matrix, which keeps the factors
@@ -114,14 +114,16 @@ def _nearest(metric: Array, sizes: Shape) -> tuple[Array, Array]:
     """
     xp = xp_of(metric)
     r_FS = metric.reshape(sizes) if metric.ndim == 1 else xp.ascontiguousarray(rearrange(metric, (sizes[0],) * 2))
-    first_F = xp.ones(sizes[0]) if metric.ndim == 1 else xp.eye(sizes[0]).reshape(-1)
+    first_F = (
+        xp.ones(sizes[0], dtype=metric.dtype) if metric.ndim == 1 else xp.eye(sizes[0], dtype=metric.dtype).reshape(-1)
+    )
     for _ in range(POWER_STEPS):
         second_S = first_F @ r_FS
         second_S = second_S * (1.0 / float(xp.sqrt((second_S * second_S).sum())))
         new_F = r_FS @ second_S
         change = float(xp.abs(new_F - first_F).max()) / float(xp.abs(new_F).max())
         first_F = new_F
-        if change < 1e-9:
+        if change < tolerance:
             break
     if metric.ndim == 1:
         return first_F, second_S
@@ -132,36 +134,42 @@ def _nearest(metric: Array, sizes: Shape) -> tuple[Array, Array]:
 # Roots ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
 class Root:
-    """A square root of a factor, S = root @ root^T, and its inverse. A vector stands for a diagonal, None for I.
+    """A square root of a factor, S = root @ root^T. A vector stands for a diagonal, None for I.
 
-    Where S is singular, the pseudo-inverse: what the metric does not see is set to 0.
+    Cholesky's; or the eigenvectors' where S is singular or nearly so.
     """
 
-    root: Any
-    inverse: Any
+    def __init__(self, s: Array | None) -> None:
+        self.root: Any = s
+        self._inverse: Any = s
+        self._triangular = False
+        if s is None:
+            return
+        xp = xp_of(s)
+        if s.ndim == 1:
+            self.root = xp.sqrt(s)
+            self._inverse = xp.where(s > 0.0, 1.0 / xp.where(s > 0.0, self.root, 1.0), 0.0)
+            return
+        try:
+            self.root = xp.linalg.cholesky(s)
+            diagonal = xp.diagonal(self.root)
+            self._triangular = float(diagonal.min()) > WELL_CONDITIONED * float(diagonal.max())
+        except np.linalg.LinAlgError:
+            pass
+        if not self._triangular:
+            values, vectors = xp.linalg.eigh(s)
+            kept = values > RANK * float(values[-1])
+            values = xp.sqrt(xp.where(kept, values, 0.0))
+            self.root = vectors * values
+            self._inverse = (vectors * xp.where(kept, 1.0 / xp.where(kept, values, 1.0), 0.0)).T
 
-
-def root(s: Array | None) -> Root:
-    """Return the root of a factor: Cholesky's, or the eigenvectors' where S is singular or nearly so."""
-    if s is None:
-        return Root(None, None)
-    xp = xp_of(s)
-    if s.ndim == 1:
-        values = xp.sqrt(s)
-        return Root(values, xp.where(values > 0.0, 1.0 / xp.where(values > 0.0, values, 1.0), 0.0))
-    try:
-        lower = xp.linalg.cholesky(s)
-        diagonal = xp.diagonal(lower)
-        if float(diagonal.min()) > WELL_CONDITIONED * float(diagonal.max()):
-            return Root(lower, xp.linalg.inv(lower))
-    except np.linalg.LinAlgError:
-        pass
-    values, vectors = xp.linalg.eigh(s)
-    kept = values > RANK * float(values[-1])
-    values = xp.sqrt(xp.where(kept, values, 0.0))
-    return Root(vectors * values, (vectors * xp.where(kept, 1.0 / xp.where(kept, values, 1.0), 0.0)).T)
+    @property
+    def inverse(self) -> Any:
+        """The inverse of the root; where S is singular the pseudo-inverse: what S does not see is set to 0."""
+        if self._triangular:
+            self._inverse, self._triangular = xp_of(self.root).linalg.inv(self.root), False
+        return self._inverse
 
 
 def times(x: Array, first: Array | None, second: Array | None, sizes: Shape) -> Array:

@@ -35,19 +35,16 @@ def truncated(w: Array, shape: Shape, terms: int, by_gram: bool = False) -> Kron
     return KronSum(a_RMN, b_RPQ, error=sqrt(lost), energy=sqrt(1.0 - lost))
 
 
-def squared_singular_values(w: Array, shape: Shape) -> Array:
-    """Return all squared singular values of w's rearrangement, largest first, in w's dtype: every error at once.
+def rearranged_gram(w: Array, shape: Shape) -> Array:
+    """Return R R^T on the short side of w's rearrangement, in w's dtype: its eigenvalues are the errors of every sum.
 
-    The sum of those behind the first R is the squared error of R terms; all of them sum to the squared norm of w.
+    Those behind the first R add up to the squared error of R terms, all of them to the squared norm of w.
     """
     (m, n), (p, q) = factor_shapes(w.shape, shape)
     w_MPNQ = w.reshape(m, p, n, q)
-    wide = m * n < p * q
-    r_KL = (
-        w_MPNQ.transpose(0, 2, 1, 3).reshape(m * n, p * q) if wide else w_MPNQ.transpose(1, 3, 0, 2).reshape(p * q, -1)
-    )
-    xp = xp_of(w)
-    return xp.maximum(xp.linalg.eigvalsh(r_KL @ r_KL.T)[::-1], 0.0)
+    axes = (0, 2, 1, 3) if m * n < p * q else (1, 3, 0, 2)
+    r_SL = w_MPNQ.transpose(*axes).reshape(min(m * n, p * q), -1)  # the short side first
+    return r_SL @ r_SL.T
 
 
 def _by_svd(xp: Any, w: Array, a_shape: Shape, b_shape: Shape, terms: int) -> tuple[Array, Array, Array]:
