@@ -13,6 +13,7 @@ from tinykron.kron.linear import KronEmbedding as KronEmbedding
 from tinykron.kron.linear import KronLinear as KronLinear
 from tinykron.kron.plan import Choice as Choice
 from tinykron.kron.plan import KronPlan as KronPlan
+from tinykron.kron.planner import plan as plan
 from tinykron.kron.presets import PRESETS as PRESETS
 from tinykron.kron.presets import kngpt2_plan as kngpt2_plan
 from tinykron.kron.presets import kroneckerbert8_plan as kroneckerbert8_plan

@@ -20,6 +20,7 @@ from tinykron.progress import Progress
 from tinykron.tensor import Tensor, no_grad
 
 STRIP = 256  # columns of a second moment that are added up at a time; below the diagonal only
+SAMPLE_TOKENS = 1024  # that are kept, to measure predictions on
 
 
 class SecondMoment:
@@ -67,6 +68,7 @@ class Calibration:
     """What was seen, by name of the matrix. Matrices that share their inputs, as query and key do, share a moment."""
 
     tokens: int = 0
+    sample: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), np.int64))  # (B, T) ids of the text
     moments: dict[str, SecondMoment] = field(default_factory=dict)  # of inputs; of a table, those as an output head
     counts: dict[str, np.ndarray] = field(default_factory=dict)  # of each row of a table that was looked up, (V,)
 
@@ -104,7 +106,8 @@ def calibrate(
     """
     if not sum(ids.size for ids in batches):
         raise DataError("calibration: found no tokens, expected a text to read")
-    found = _traced(model, batches[0][:1, :2], set(names) if names is not None else None)
+    found = trace(model, batches[0][:1, :2], set(names) if names is not None else None)
+    found.sample = batches[0][: max(1, SAMPLE_TOKENS // batches[0].shape[1])]
     if say:
         say(f"calibration: {found.bytes / 1e6:,.1f} MB of second moments of {len(found.moments)} matrices")
     added: list[Any] = [None, None]
@@ -130,8 +133,8 @@ def calibrate(
     return found
 
 
-def _traced(model: Module, ids: np.ndarray, names: set[str] | None) -> Calibration:
-    """Return an empty calibration: run two tokens through the model to see which matrices share their inputs."""
+def trace(model: Module, ids: np.ndarray, names: set[str] | None = None) -> Calibration:
+    """Return an empty calibration: run a few tokens through a model to see what its matrices are given, and share."""
     found = Calibration()
     inputs: list[tuple[Tensor, SecondMoment]] = []
 

@@ -21,7 +21,7 @@ from tinykron.kron.metric import Metric
 from tinykron.kron.product import multiplications_of
 from tinykron.kron.svd import rearranged_gram
 
-REACH = 1 / 32  # Kronecker sums of a smaller share of the parameters are left out, low rank is not
+REACH = 1 / 8  # Kronecker sums of a smaller share of the parameters are left out, low rank is not
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def terms_of(dense: Shape, shape: Shape) -> range:
     (rows, columns), (m, n) = dense, shape
     p, q = rows // m, columns // n
     each, size = m * n + p * q, rows * columns
+    if m == q == 1:
+        return range(0)  # a row and a column: low rank once more
     most = min(m * n, p * q, (size - 1) // each, size // multiplications_of((m, n), (p, q)))
     return range(1 if n == p == 1 else max(1, -(-int(REACH * size) // each)), most + 1)
 

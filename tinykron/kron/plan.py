@@ -46,10 +46,10 @@ class Choice:
 
     @property
     def kind(self) -> str:
-        """In words: dense, low rank (A a column, B a row), or Kronecker."""
+        """In words: dense, low rank (a column and a row), or Kronecker."""
         if self.is_dense:
             return "dense"
-        return "low rank" if self.shape[1] == 1 and self.other[0] == 1 else "Kronecker"
+        return "low rank" if is_low_rank(self.shape, self.other) else "Kronecker"
 
     @property
     def parameters(self) -> int:
@@ -70,6 +70,11 @@ class Choice:
         if self.is_dense:
             return 2 * self.parameters_before
         return 2 * self.terms * multiplications_of(self.shape, self.other)
+
+
+def is_low_rank(a_shape: Shape, b_shape: Shape) -> bool:
+    """Whether one factor is a column and the other a row, so that R terms are a matrix of rank R."""
+    return a_shape[1] == b_shape[0] == 1 or a_shape[0] == b_shape[1] == 1
 
 
 class KronPlan(dict[str, Choice]):
