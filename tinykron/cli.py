@@ -17,6 +17,7 @@ EXAMPLES = """\
 examples:
   tinykron run kngpt2                          halve the shipped GPT-2, distil it, report (under 3 minutes)
   tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
+  tinykron compress MODEL --params 0.5 --out DIR  half the parameters: planned, fitted to a text, measured
   tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
@@ -27,7 +28,7 @@ a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched onl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0; 2 for bad input; 130 after Ctrl-C."""
+    """Run one command and return its exit code: 0; 1 for a broken promise; 2 for bad input; 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.verb is None:
@@ -96,6 +97,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", metavar="DIR", required=True, help="folder to make")
 
+    compress = verb("compress", _compress, "make a checkpoint smaller within budgets; without training")
+    takes_model(compress)
+    for budget, what in (("params", "parameters"), ("bytes", "bytes"), ("flops", "matrices' FLOPs a token")):
+        text = f"share of the {what} up to 1, or their number"
+        compress.add_argument(f"--{budget}", type=float, metavar="N", help=text)
+    presets = "kngpt2, kroneckerbert8, kroneckerbert21, krony-pt"
+    compress.add_argument("--preset", metavar="NAME", help=f"a paper's shapes: {presets}")
+    compress.add_argument("--plan", metavar="FILE", help="a plan.json of an earlier run, edited or not")
+    compress.add_argument(
+        "--calibration", metavar="TEXT", help="text file or folder (default: the text of every Python)"
+    )
+    compress.add_argument("--tokens", type=int, default=8192, metavar="N", help="to calibrate on (default 8192)")
+    compress.add_argument("--plain", action="store_true", help="do not calibrate: plain nearest sums")
+    compress.add_argument("--out", metavar="DIR", help="folder to make (required unless --dry-run)")
+    compress.add_argument("--merge", metavar="DIR", help="also make a dense folder with the same logits")
+    compress.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the files (default: as stored)"
+    )
+    compress.add_argument("--dry-run", action="store_true", help="say sizes and memory, and do nothing")
+
     evaluate = verb("eval", _evaluate, "measure how well a model predicts a text")
     takes_model(evaluate)
     evaluate.add_argument("--data", metavar="TEXT", help="text file or folder (default: what training held out)")
@@ -152,6 +173,30 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         print(evaluate.render(found))
     return 0
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from tinykron import compress
+
+    if not options.out and not options.dry_run:
+        raise TinykronError("compress: expected --out DIR, or --dry-run")
+    budget = compress.Budget(options.params, options.bytes, options.flops, options.preset, options.plan)
+    outcome = compress.compress(
+        _model_folder(options),
+        None if options.dry_run else options.out,
+        budget,
+        options.calibration,
+        options.tokens,
+        not options.plain,
+        options.merge,
+        options.dtype,
+        say=print if options.dry_run else lambda line: print(line, file=sys.stderr, flush=True),
+        seed=options.seed or 0,
+    )
+    if outcome is None:
+        return 0
+    print(json.dumps(outcome.as_dict(), indent=2) if options.json else compress.render(outcome))
+    return 0 if all(outcome.promises.values()) else 1
 
 
 def _run(options: argparse.Namespace) -> int:
