@@ -27,7 +27,7 @@ kron.algebra kron.product kron.svd kron.metric kron.als kron.fit kron.controls k
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
 safetensors_file tokenizer hub checkpoint distill exits generate optim data masking evaluate train pretrain
-tasks info compress report recipes bench
+tasks info compress report recipes reproduce bench
 cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops

@@ -136,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
     )
 
+    again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
+    again.add_argument("relation", choices=("fit",), help="fit: which way to make a matrix smaller loses least")
+    again.add_argument("--out", metavar="DIR", default="reproduce-fit", help="folder of rows and report; continued")
+    again.add_argument("--quick", action="store_true", help="one model and one size, with wider spread")
+
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
     subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it"
     bench.add_argument("subject", choices=("engine", "decode"), help=subjects)
@@ -268,6 +273,17 @@ def _generate(options: argparse.Namespace) -> int:
         print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()}))
     else:
         print("" if said else options.prompt)
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from tinykron import reproduce
+
+    scale = reproduce.QUICK if options.quick else reproduce.Scale()
+    rows = reproduce.fit_relation(options.out, scale, say=lambda line: print(line, file=sys.stderr, flush=True))
+    reproduce.write(rows, scale, options.out)
+    print(json.dumps([asdict(row) for row in rows]) if options.json else reproduce.markdown(rows, scale))
+    print(f"report: {options.out}", file=sys.stderr)
     return 0
 
 
