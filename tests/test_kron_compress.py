@@ -243,20 +243,21 @@ def test_a_malformed_plan_is_named(text: str, message: str) -> None:
 def test_a_plan_is_a_table() -> None:
     model = Model()
     planned = str(kron.kngpt2_plan(model)).splitlines()
-    assert planned[0].split() == ["matrix", "dense", "A", "B", "terms", "parameters", "after", "MFLOPs", "Gaussian"]
-    assert planned[1].split()[:8] == ["embedding", "11x8", "11x4", "1x2", "1", "88", "46", "0.000"]
-    assert planned[-1].split() == ["together", "1,624", "838", "0.00"]
+    heads = ["matrix", "dense", "A", "B", "terms", "parameters", "after", "bytes", "MFLOPs"]
+    assert planned[0].split() == [*heads, "Gaussian"]
+    assert planned[1].split()[:9] == ["embedding", "11x8", "11x4", "1x2", "1", "88", "46", "184", "0.000"]
+    assert planned[-1].split() == ["together", "1,624", "838", "3,352", "0.00"]
     plan = kron.plan_of(kron.factorise(model, kron.kngpt2_plan(model)))
     assert plan is not None
     gaussian = kron.gaussian_energy((11, 8), (11, 4))
     energy = plan["embedding"].energy
-    assert str(plan).splitlines()[1].split()[8:] == [f"{energy:.3f}", f"{gaussian:.3f}"]
+    assert str(plan).splitlines()[1].split()[9:] == [f"{energy:.3f}", f"{gaussian:.3f}"]
     known = replace(plan["embedding"], loss=0.25, low_rank=0.5, microseconds={"1": [3, 9], "16": [4, 10]}, reason="so")
     told = str(kron.KronPlan(embedding=known, head=kron.Choice((11, 8), (11, 8), reason="leave dense"))).splitlines()
     heads = ["energy", "Gaussian", "loss", "low", "rank", "us", "at", "1/16/256", "(dense)", "why"]
     assert told[0].split()[-10:] == heads
-    assert told[1].split()[10:] == ["0.250", "0.500", "3/4", "(9/10)", "so"]
-    assert told[2].split() == ["head", "11x8", "88", "88", "0.000", "leave", "dense"]
+    assert told[1].split()[11:] == ["0.250", "0.500", "3/4", "(9/10)", "so"]
+    assert told[2].split() == ["head", "11x8", "88", "88", "352", "0.000", "leave", "dense"]
 
 
 def test_a_choice_checks_itself() -> None:

@@ -59,7 +59,7 @@ class Scale:
     shares: Sequence[float] = SHARES
     seeds: int = 3
     steps: int = 300
-    batch: int = 4
+    batch: int = 2
     context: int = 64
     lr: float = 1e-3
     calibration_tokens: int = 8192

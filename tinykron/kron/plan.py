@@ -83,6 +83,7 @@ class KronPlan(dict[str, Choice]):
     `str(plan)` is a table; `to_json` and `from_json` save it and read it back.
     """
 
+    value_bytes = 4  # of the file's dtype, by which bytes are counted
     notes: Sequence[str] = ()  # of the planner: budgets met, duality gap
     fits: dict[str, KronSum]  # that the planner made; not saved, and used only where the choice is still the same
 
@@ -100,9 +101,13 @@ class KronPlan(dict[str, Choice]):
         return dense - sum(choice.parameters_before for choice in self.values()) + self.parameters
 
     def to_json(self) -> str:
-        """Return the plan as JSON text: {name: {"dense": [..], "shape": [..], "terms": .., "energy": .., ...}}."""
+        """Return the plan as JSON text: {name: {"dense": [..], "shape": [..], "terms": .., "energy": .., ...}}.
+
+        Edit "shape" and "terms"; parameters, bytes and FLOPs are there to be read, and follow from these.
+        """
         entries = {
             name: {key: value for key, value in vars(choice).items() if value not in (None, {}, "")}
+            | {"parameters": choice.parameters, "bytes": choice.parameters * self.value_bytes, "flops": choice.flops}
             for name, choice in self.items()
         }
         return json.dumps(entries, indent=2)
@@ -119,10 +124,11 @@ class KronPlan(dict[str, Choice]):
         return cls((name, _choice(name, entry)) for name, entry in entries.items())
 
     def __str__(self) -> str:
-        columns = [_columns(name, choice) for name, choice in self.items()]
+        columns = [_columns(name, choice, self.value_bytes) for name, choice in self.items()]
         shown = [head for head in HEADS if any(cells.get(head) for cells in columns)]
         before = sum(choice.parameters_before for choice in self.values())
         total = {"matrix": "together", "parameters": f"{before:,}", "after": f"{self.parameters:,}"}
+        total["bytes"] = f"{self.parameters * self.value_bytes:,}"
         if "MFLOPs" in shown:
             total["MFLOPs"] = f"{sum(choice.flops for choice in self.values()) / 1e6:.2f}"
         rows = [shown, *([cells.get(head, "") for head in shown] for cells in [*columns, total])]
@@ -139,6 +145,7 @@ HEADS = (
     "terms",
     "parameters",
     "after",
+    "bytes",
     "MFLOPs",
     "energy",
     "Gaussian",
@@ -149,7 +156,7 @@ HEADS = (
 )
 
 
-def _columns(name: str, choice: Choice) -> dict[str, str]:
+def _columns(name: str, choice: Choice, value_bytes: int) -> dict[str, str]:
     a_shape, b_shape = (f"{rows}x{columns}" for rows, columns in (choice.shape, choice.other))
     cells = {
         "matrix": name,
@@ -157,6 +164,7 @@ def _columns(name: str, choice: Choice) -> dict[str, str]:
         "parameters": f"{choice.parameters_before:,}",
     }
     cells |= {"after": f"{choice.parameters:,}", "MFLOPs": f"{choice.flops / 1e6:.3f}", "why": choice.reason}
+    cells["bytes"] = f"{choice.parameters * value_bytes:,}"
     if not choice.is_dense:
         cells |= {"A": a_shape, "B": b_shape, "terms": str(choice.terms)}
         cells["Gaussian"] = f"{gaussian_energy(choice.dense, choice.shape, choice.terms):.3f}"
@@ -177,11 +185,12 @@ def _cells(row: Iterable[str], widths: Iterable[int]) -> list[str]:
 
 
 REQUIRED = ("dense", "shape", "terms")
+DERIVED = ("parameters", "bytes", "flops")
 
 
 def _choice(name: str, entry: object) -> Choice:
     known = [part.name for part in fields(Choice)]
-    if not isinstance(entry, dict) or not {*REQUIRED} <= entry.keys() <= {*known}:
+    if not isinstance(entry, dict) or not {*REQUIRED} <= entry.keys() <= {*known, *DERIVED}:
         found = ", ".join(entry) if isinstance(entry, dict) else repr(entry)
         known_too = ", ".join(known[len(REQUIRED) :])
         raise CheckpointError(
@@ -197,6 +206,7 @@ def _choice(name: str, entry: object) -> Choice:
             raise CheckpointError(f"Kronecker plan, {name}: {key} is a number or null, found {entry[key]!r}")
     if not isinstance(entry.get("reason", ""), str) or not _are_times(entry.get("microseconds", {})):
         raise CheckpointError(f"Kronecker plan, {name}: reason is a text, microseconds pairs of numbers: {entry}")
+    entry = {key: value for key, value in entry.items() if key not in DERIVED}
     try:
         return Choice(**entry | {"dense": (dense[0], dense[1]), "shape": (shape[0], shape[1])})
     except ShapeError as error:

@@ -86,7 +86,7 @@ def plan(
             if fit is not None:
                 result.fits[name] = fit
             progress.advance(1, name)
-    result.notes = budgets.notes(result, outcome)
+    result.notes, result.value_bytes = budgets.notes(result, outcome), value_bytes
     return measured(result, next(iter(matrices.values())).weight.device, lookups)
 
 
@@ -306,7 +306,7 @@ def measured(plan: KronPlan, device: str, lookups: Iterable[str] = ()) -> KronPl
     """
     known: dict[Any, dict[str, list[float]]] = {}
     result = KronPlan(plan)
-    result.fits, result.notes = plan.fits, plan.notes
+    result.fits, result.notes, result.value_bytes = plan.fits, plan.notes, plan.value_bytes
     for name, choice in plan.items():
         if choice.is_dense or name in lookups:
             continue
