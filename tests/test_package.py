@@ -23,7 +23,7 @@ MODULES = {
 # Reading order: a file imports from those above it. A package's __init__ stands for its parts, behind the last of them.
 ORDER = """
 errors backend tensor shapes ops fused attention gradcheck nn
-kron.algebra kron.product kron.fit kron.linear kron.compress kron.__init__
+kron.algebra kron.order kron.product kron.fit kron.linear kron.compress kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
 safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate train pretrain
 tasks info report recipes bench
