@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from math import inf, isfinite
@@ -247,4 +248,5 @@ def write(path: Path, machine: str, model: CostModel) -> None:
         new.write_text(json.dumps(known | {machine: asdict(model)}, indent=2), encoding="utf-8")
         new.replace(path)  # whole or not at all
     except OSError:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)

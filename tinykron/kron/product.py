@@ -183,13 +183,13 @@ class ByColumns:
         return product(self.b_LQ, x_TNQ.reshape(-1, self.q).T).reshape(self.terms, -1, self.n)
 
     def to_y(self, z_RSN: Array) -> Array:
-        y_RSM = z_RSN @ self.a_RMN.swapaxes(1, 2)
+        y_RSM = product(z_RSN, self.a_RMN.swapaxes(1, 2))
         y_SM = y_RSM[0] if self.terms == 1 else y_RSM.sum(axis=0)
         y_PTM = y_SM.reshape(self.p, -1, self.m)
         return xp_of(y_PTM).stack(list(y_PTM), axis=-1) if self.p <= FEW else y_PTM.transpose(1, 2, 0)
 
     def from_y(self, y_TMP: Array) -> Array:
-        return self._columns(y_TMP) @ self.a_RMN
+        return product(self._columns(y_TMP), self.a_RMN)
 
     def to_x(self, z_RSN: Array) -> Array:
         return product(z_RSN.reshape(self.terms * self.p, -1).T, self.b_LQ).reshape(-1, self.n, self.q)
@@ -206,7 +206,9 @@ class ByColumns:
 
 
 def product(x: Array, y: Array) -> Array:
-    """x @ y, quickly also where each is a single row or column: there BLAS takes five times longer than a ufunc."""
-    if x.shape[1] > 1 or min(len(x), y.shape[1]) > FEW:
+    """x @ y, of a pair or a stack; quick also where BLAS is slow: with two or three rows, and where inner is 1."""
+    if 1 < x.shape[-2] < 4 and x.shape[-1] > FEW:  # as vectors, in half the time
+        return (x[..., None, :] @ y[..., None, :, :])[..., 0, :]
+    if x.shape[-1] > 1 or not 0 < min(x.shape[-2], y.shape[-1]) <= FEW or y.ndim > 2:
         return x @ y
     return x * y if len(x) <= y.shape[1] else xp_of(x).stack([x[:, 0] * y[0, j] for j in range(y.shape[1])], axis=-1)
