@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ from tinykron import kron, nn
 from tinykron.backend import to_device
 from tinykron.errors import DataError, ShapeError
 from tinykron.gradcheck import gradcheck
+from tinykron.kron import product
 from tinykron.kron.algebra import rearrange
 from tinykron.kron.linear import KronApply, KronRows, kron_linear
+from tinykron.kron.order import Plan
 
 # (M, N, P, Q): either order of the two products, and factors that are a row, a column or a number
 SIZES = [(2, 5, 3, 4), (5, 2, 4, 3), (3, 4, 2, 1), (3, 4, 1, 2), (1, 3, 4, 2), (4, 1, 1, 5), (2, 3, 1, 1), (1, 1, 3, 2)]
@@ -52,13 +54,13 @@ def dense_gradients(a: Any, b: Any, x: Any, grad: Any) -> list[np.ndarray]:
     return [grad @ KronPair(a, b).dense(), grad_a.reshape(a.shape), grad_b.reshape(b.shape)]
 
 
-@given(pair=kron_pairs(), data=st.data())
-def test_gradients_are_those_of_the_dense_layer(device: str, pair: KronPair, data: Any) -> None:
+@given(pair=kron_pairs(), data=st.data(), plan=st.sampled_from(get_args(Plan)))
+def test_gradients_are_those_of_the_dense_layer(device: str, pair: KronPair, data: Any, plan: str) -> None:
     (_, m, n), (_, p, q) = pair.a_RMN.shape, pair.b_RPQ.shape
     rows = data.draw(st.integers(0, 9))
     x, grad = data.draw(arrays((rows, n * q))), data.draw(arrays((rows, m * p)))
     tensors = leaves(x, *pair)
-    kron_linear(*tensors).backward(to_device(grad))
+    kron_linear(*tensors, plan=plan).backward(to_device(grad))
     for tensor, expected in zip(tensors, dense_gradients(*pair, x, grad), strict=True):
         assert_close(tensor.grad, expected, atol=1e-9)
     along_a, along_b = ((host(t.data) * host(t.grad)).sum(axis=(1, 2)) for t in tensors[1:])
@@ -97,12 +99,25 @@ def test_only_the_gradients_asked_for(sizes: tuple[int, ...], wanted: int) -> No
     assert_close(one[wanted].grad, every[wanted].grad)
 
 
+@pytest.mark.parametrize("needs", [(0,), (1,), (2,), (0, 1, 2)])
+def test_frozen_factors_and_inputs(device: str, needs: tuple[int, ...]) -> None:
+    values = [to_device(value) for value in drawn((6, 12), (2, 5, 3), (2, 2, 4))]
+    every, some = leaves(*values), [tk.Tensor(v, requires_grad=i in needs) for i, v in enumerate(values)]
+    for inputs in (every, some):
+        (kron_linear(*inputs) * 2.0).sum().backward()
+    for index, (one, other) in enumerate(zip(some, every, strict=True)):
+        assert (one.grad is not None) == (index in needs)
+        assert one.grad is None or np.array_equal(host(one.grad), host(other.grad)) or index == 0
+    if 0 in needs:
+        assert_close(some[0].grad, host(every[0].grad))
+
+
 @pytest.mark.parametrize("sizes", [(256, 256, 8, 8), (8, 8, 256, 256)])
 def test_neither_pass_holds_the_dense_matrix(sizes: tuple[int, ...]) -> None:
     m, n, p, q = sizes
     inputs = leaves(*(np.ones(s, np.float32) for s in [(4, n * q), (2, m, n), (2, p, q), (m * p,)]))
     tracemalloc.start()
-    kron_linear(*inputs).sum().backward()
+    kron_linear(*inputs, plan="factors").sum().backward()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < m * n * p * q * 4 / 8
@@ -111,6 +126,21 @@ def test_neither_pass_holds_the_dense_matrix(sizes: tuple[int, ...]) -> None:
 def test_kron_linear_refuses_another_width() -> None:
     with pytest.raises(ShapeError, match=r"x is \(2, 11\), its last axis should be the 12 = 4\*3 inputs"):
         kron_linear(np.ones((2, 11)), np.ones((1, 2, 4)), np.ones((1, 5, 3)))
+
+
+def test_kron_linear_refuses_an_unknown_plan() -> None:
+    with pytest.raises(tk.TinykronError, match='plan: found "best"'):
+        kron_linear(np.ones(12), np.ones((1, 2, 4)), np.ones((1, 5, 3)), plan="best")
+
+
+def test_what_is_kept_for_the_backward_pass_is_the_inputs() -> None:
+    """Not the products of the first factor, which are R times as wide."""
+    x, a, b = leaves(*(np.ones(shape, np.float32) for shape in [(512, 64), (8, 4, 8), (8, 16, 8)]))
+    tracemalloc.start()
+    y = kron_linear(x, a, b, plan="factors")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1.1 * y.data.nbytes
 
 
 # KronLinear -----------------------------------------------------------------------------------------------------------
@@ -172,6 +202,21 @@ def test_a_layer_refuses_shapes_that_do_not_divide() -> None:
         kron.KronLinear(12, 6, (4, 3))
     with pytest.raises(ShapeError, match="takes 1 to 6 terms"):
         kron.KronEmbedding(12, 6, (4, 3), terms=13)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(kron.KronLinear, "auto"), (kron.KronEmbedding, "factors")])
+def test_the_plan_of_a_layer_is_its_way_to_multiply(monkeypatch: Any, kind: Any, expected: str) -> None:
+    """The table of an embedding is the largest matrix of a model: it is built only where somebody asks for it."""
+    inputs, outputs = (12, 20) if kind is kron.KronLinear else (20, 12)
+    layer, orders = kind(12, 20, (4, 3) if kind is kron.KronLinear else (4, 4), terms=8), []
+    forward = product.forward
+    monkeypatch.setattr(product, "forward", lambda order, *arrays: orders.append(order) or forward(order, *arrays))
+    multiply = layer if kind is kron.KronLinear else layer.project
+    x = tk.Tensor(np.ones((400, inputs), np.float32))  # with so many terms and rows, the dense matrix is worth building
+    assert layer.plan == expected
+    found = [multiply(x).shape for layer.plan in ("auto", "factors", "a_first", "dense")]
+    assert found == [(400, outputs)] * 4
+    assert orders == ["dense", "b_first", "a_first", "dense"]
 
 
 # KronEmbedding --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from tests.helpers import assert_close, host
 from tests.strategies import KronPair, arrays, kron_pairs, non_contiguous
 from tinykron import kron
-from tinykron.backend import to_device
-from tinykron.errors import ShapeError
+from tinykron.backend import BLOCK_ELEMENTS, to_device
+from tinykron.errors import ShapeError, TinykronError
 from tinykron.kron import product
+from tinykron.kron.algebra import rearrange
+from tinykron.kron.order import Order, Plan, order_of
 
 DTYPES = [np.float32, np.float64]
 
@@ -92,22 +95,89 @@ def test_apply_in_either_order_with_few_and_many_rows(device: str, sizes: tuple,
     check_apply(kron.apply, *(to_device(generator.standard_normal(shape)) for shape in shapes))
 
 
-def multiplications(a: np.ndarray, b: np.ndarray, b_first: bool) -> int:
-    """Count those of (A X B^T) for one X, products taken one after the other."""
-    (_, m, n), (_, p, q) = a.shape, b.shape
-    return n * q * p + m * n * p if b_first else m * n * q + m * q * p
+# Any order, any layout ------------------------------------------------------------------------------------------------
 
 
-@given(pair=kron_pairs())
-def test_the_order_is_the_cheaper_one(pair: KronPair) -> None:
-    chosen = product.b_is_inner(*pair)
-    assert multiplications(*pair, chosen) <= multiplications(*pair, not chosen)
+@given(product=products(), plan=st.sampled_from(get_args(Plan)))
+def test_every_plan_gives_the_same(device: str, product: Product, plan: Any) -> None:
+    (a, b), x = product
+    check_apply(partial(kron.apply, plan=plan), to_device(a), to_device(b), to_device(x))
 
 
-def test_the_order_of_kroneckerbert() -> None:
-    a, b = np.empty((1, 8, 2)), np.empty((1, 384, 384))  # its first MLP matrix: 0.60 M operations against 2.37 M
-    assert product.b_is_inner(a, b)
-    assert multiplications(a, b, True) == 301_056 and multiplications(a, b, False) == 1_185_792
+def check_gradients(backward: Any, order: Any, a: Any, b: Any, x: Any, grad: Any) -> None:
+    """The gradients are those of the dense layer, pulled back to the factors; identities 81 to 84."""
+    (terms, m, n), (_, p, q) = a.shape, b.shape
+    grads = backward(order, *map(to_device, (a, b, x.reshape(-1, n, q), grad.reshape(-1, m, p))))
+    r = rearrange(grad.T @ x, (m, n))
+    expected = [grad @ KronPair(a, b).dense(), b.reshape(terms, -1) @ r.T, a.reshape(terms, -1) @ r]
+    for found, wanted, shape in zip(grads, expected, (x.shape, a.shape, b.shape), strict=True):
+        assert_close(found, wanted.reshape(shape), atol=1e-9)
+    assert_close((a * host(grads[1])).sum(axis=(1, 2)), (b * host(grads[2])).sum(axis=(1, 2)), atol=1e-8)
+
+
+@given(pair=kron_pairs(), data=st.data(), order=st.sampled_from(get_args(Order)))
+def test_gradients_in_every_order(device: str, pair: KronPair, data: Any, order: Any) -> None:
+    (_, m, n), (_, p, q) = pair.a_RMN.shape, pair.b_RPQ.shape
+    rows = data.draw(st.integers(0, 9))
+    x, grad = data.draw(arrays((rows, n * q))), data.draw(arrays((rows, m * p)))
+    check_gradients(product.backward, order, *pair, x, grad)
+
+
+# (M, N, P, Q): P and Q below and above FEW, in both layouts whatever the order
+LAYOUTS = [(5, 3, 12, 9), (3, 5, 9, 12), (5, 4, 2, 12), (4, 5, 12, 2), (3, 2, 4, 3), (2, 3, 20, 30), (6, 4, 1, 1)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 50])
+@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("sizes", LAYOUTS)
+@pytest.mark.parametrize("order", get_args(Order))
+def test_blocks_of_rows_on_threads(monkeypatch: Any, order: Any, sizes: Any, terms: int, rows: int) -> None:
+    monkeypatch.setattr(product, "BLOCK_ELEMENTS", 200)  # some rows a block
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    m, n, p, q = sizes
+    generator = np.random.default_rng(0)
+    shapes = (terms, m, n), (terms, p, q), (rows, n * q), (rows, m * p)
+    a, b, x, grad = (generator.standard_normal(shape) for shape in shapes)
+    check_apply(partial(kron.apply, plan=order), a, b, x)
+    check_gradients(product.backward, order, a, b, x, grad)
+
+
+def test_both_layouts_are_tested() -> None:
+    """And 50 rows are several blocks for some of them."""
+    pairs = [(np.ones((3, m, n)), np.ones((3, p, q))) for m, n, p, q in LAYOUTS]
+    layouts = [product.layout(order, a, b, 50) for a, b in pairs for order in ("a_first", "b_first")]
+    assert {type(pair) for pair in layouts} == {product.ByRows, product.ByColumns}
+    assert min(BLOCK_ELEMENTS // pair.block for pair in layouts if type(pair) is product.ByRows) * 50 > 200
+
+
+def without_a_block(order: Any, a: Any, b: Any, x: Any, grad: Any) -> Any:
+    grad_x, grad_a, grad_b = product.backward(order, a, b, x, grad)
+    return grad_x, product.backward(order, a, b, x[1:], grad[1:])[1], grad_b
+
+
+def crossed_gradients(order: Any, a: Any, b: Any, x: Any, grad: Any) -> Any:
+    grad_x, grad_a, grad_b = product.backward(order, a, b, x, grad)
+    return grad_x, grad_a[::-1], grad_b
+
+
+@pytest.mark.parametrize("wrong", [without_a_block, crossed_gradients])
+def test_the_check_refuses_wrong_gradients(wrong: Any) -> None:
+    generator = np.random.default_rng(0)
+    a, b, x, grad = (generator.standard_normal(shape) for shape in [(2, 2, 3), (2, 5, 4), (7, 12), (7, 10)])
+    check_gradients(product.backward, "b_first", a, b, x, grad)
+    with pytest.raises(AssertionError):
+        check_gradients(wrong, "b_first", a, b, x, grad)
+
+
+@given(rows=st.integers(0, 12), inner=st.sampled_from([1, 2, 9]), columns=st.integers(0, 12))
+def test_product_is_matmul(device: str, rows: int, inner: int, columns: int) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((rows, inner)), generator.standard_normal((2, inner, columns))
+    assert_close(product.product(to_device(x), to_device(y)), x @ y)
+    assert_close(product.product(to_device(x), to_device(y[0])), x @ y[0])
+
+
+# What it costs --------------------------------------------------------------------------------------------------------
 
 
 def test_multiplications_count_both_products_of_every_term_in_the_cheaper_order() -> None:
@@ -115,13 +185,34 @@ def test_multiplications_count_both_products_of_every_term_in_the_cheaper_order(
     assert product.multiplications(np.empty((2, 4, 3)), np.empty((2, 5, 2))) == 2 * min(b_first, a_first)
 
 
-def test_apply_never_holds_the_dense_matrix() -> None:
+def peak_of(plan: str, backward: bool) -> int:
+    """Return the most memory that multiplying by a (2048, 2048) matrix of float64 takes."""
     a, b, x = np.ones((2, 256, 256)), np.ones((2, 8, 8)), np.ones((4, 2048))
+    x_TNQ = x.reshape(4, 256, 8)
     tracemalloc.start()
-    kron.apply(a, b, x)
+    if backward:
+        product.backward(order_of(plan, a, b, 4, "backward", "cpu"), a, b, x_TNQ, x_TNQ)
+    else:
+        kron.apply(a, b, x, plan)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2048 * 2048 * 8 / 8
+    return peak
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("plan", ["factors", "a_first", "b_first"])
+def test_the_dense_matrix_is_never_held(plan: str, backward: bool) -> None:
+    assert peak_of(plan, backward) < 2048 * 2048 * 8 / 8
+
+
+@pytest.mark.parametrize(("backward", "matrices"), [(False, 1), (True, 2)])
+def test_the_memory_test_sees_a_dense_matrix(backward: bool, matrices: int) -> None:
+    assert peak_of("dense", backward) > matrices * 2048 * 2048 * 8
+
+
+def test_apply_refuses_a_plan_that_it_does_not_know() -> None:
+    with pytest.raises(TinykronError, match='plan: found "fastest", expected one of auto, factors, a_first, b_first'):
+        kron.apply(np.ones((1, 2, 3)), np.ones((1, 5, 4)), np.ones(12), "fastest")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from tinykron.backend import Array, by_rows, scatter_add
+from tinykron.backend import Array, backend_of, by_rows, scatter_add
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
+from tinykron.kron.order import Direction, Order, checked_plan, order_of
 from tinykron.nn import INITIAL_STD, Embedding, Generator, Linear, Module, Unset, checked_ids, constant, normal
 from tinykron.tensor import Function, Tensor
 
@@ -19,59 +20,51 @@ from tinykron.tensor import Function, Tensor
 
 
 class KronApply(Function):
-    """x (..., N*Q) times the transpose of a sum of Kronecker products, plus bias; two products forward, four back.
+    """x (..., N*Q) times the transpose of a sum of Kronecker products, plus bias. KroneckerBERT eq. 6.
 
-    KroneckerBERT eq. 6. The gradients are those of two matrix products in a row; W is never built.
+    `plan` is as for `product.apply`, and holds for both passes: each takes the order that is fastest for it. Only the
+    inputs are kept for the backward pass.
     """
 
+    def __init__(self, plan: str = "auto") -> None:
+        self.plan = checked_plan(plan)
+
     def forward(self, xp, x, a_RMN, b_RPQ, bias=None):
-        self.shape, self.b_inner = x.shape, product.b_is_inner(a_RMN, b_RPQ)
-        inner, outer, x_EQ = product.arranged(a_RMN, b_RPQ, x)
-        z_SRN = product.inner_product(inner, x_EQ, outer.shape[2])
-        self.saved = inner, outer, x_EQ, z_SRN
-        y_TD = product.in_order(product.outer_product(z_SRN, outer), a_RMN, b_RPQ)
+        x_TNQ = x.reshape(-1, a_RMN.shape[2], b_RPQ.shape[2])
+        y_TD = product.forward(self._order(a_RMN, b_RPQ, x_TNQ, "forward"), a_RMN, b_RPQ, x_TNQ)
+        self.saved, self.shape = (x_TNQ, a_RMN, b_RPQ), x.shape
         if bias is not None:
             y_TD = y_TD.astype(self.dtype, copy=False)
             by_rows(lambda block: xp.add(block, bias, out=block), y_TD)
         return y_TD.reshape(*x.shape[:-1], y_TD.shape[1])
 
     def backward(self, xp, grad):
-        inner_RPQ, outer_RMN, x_EQ, z_SRN = self.saved
-        (terms, p, q), (_, m, n) = inner_RPQ.shape, outer_RMN.shape
-        needs_inner, needs_outer = self.needs[2 if self.b_inner else 1], self.needs[1 if self.b_inner else 2]
-        grad_SM = grad.reshape(-1, m, p).swapaxes(1, 2).reshape(-1, m) if self.b_inner else grad.reshape(-1, m)
-        grad_x = grad_inner = grad_outer = None
-        if needs_outer:
-            shape = (1, m, n) if terms == 1 else (m, terms, n)
-            grad_outer = _product(xp, grad_SM.T, z_SRN.reshape(-1, terms * n), shape)
-            grad_outer = grad_outer if terms == 1 else grad_outer.swapaxes(0, 1)
-        if needs_inner or self.needs[0]:
-            grad_z = product.product(grad_SM, product.side_by_side(outer_RMN)).reshape(-1, p, terms, n)
-            grad_EC = grad_z.transpose(0, 3, 2, 1).reshape(-1, terms * p)
-            if needs_inner:
-                grad_inner = _product(xp, grad_EC.T, x_EQ, (terms, p, q))
+        x_TNQ, a_RMN, b_RPQ = self.saved
+        grad_TMP = grad.reshape(-1, a_RMN.shape[1], b_RPQ.shape[1])
+        if self.needs[1] or self.needs[2]:
+            order = self._order(a_RMN, b_RPQ, x_TNQ, "backward")
+            grad_x, grad_a, grad_b = product.backward(order, a_RMN, b_RPQ, x_TNQ, grad_TMP)
+        else:  # frozen factors: dX is a product with the transposed sum, as a forward pass is
+            a_RNM, b_RQP = a_RMN.swapaxes(1, 2), b_RPQ.swapaxes(1, 2)
+            grad_a = grad_b = grad_x = None
             if self.needs[0]:
-                grad_x = product.product(grad_EC, inner_RPQ.reshape(terms * p, q))
-                grad_x = grad_x if self.b_inner else grad_x.reshape(-1, n, q).swapaxes(1, 2)
-                grad_x = grad_x.reshape(self.shape)
-        grad_a, grad_b = (grad_outer, grad_inner) if self.b_inner else (grad_inner, grad_outer)
-        if len(self.needs) == 3:
-            return grad_x, grad_a, grad_b
-        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(axis=0) if self.needs[3] else None
-        return grad_x, grad_a, grad_b, grad_bias
+                grad_x = product.forward(self._order(a_RNM, b_RQP, grad_TMP, "forward"), a_RNM, b_RQP, grad_TMP)
+        grads = [None if grad_x is None else grad_x.reshape(self.shape), grad_a, grad_b]
+        if len(self.needs) == 4:
+            grads.append(grad.reshape(-1, grad.shape[-1]).sum(axis=0) if self.needs[3] else None)
+        return tuple(grad if needed else None for grad, needed in zip(grads, self.needs, strict=True))
+
+    def _order(self, a: Array, b: Array, x_TNQ: Array, direction: Direction) -> Order:
+        return order_of(self.plan, a, b, len(x_TNQ), direction, backend_of(x_TNQ).name)
 
 
-def _product(xp: Any, x: Array, y: Array, shape: tuple[int, ...]) -> Array:
-    """x @ y written into an array of `shape`: a reshaped product is a view, which the engine would have to copy."""
-    out = xp.empty(shape, dtype=xp.result_type(x.dtype, y.dtype))
-    xp.matmul(x, y, out=out.reshape(x.shape[0], y.shape[1]))
-    return out
+def kron_linear(x: Any, a: Any, b: Any, bias: Any = None, plan: str = "auto") -> Tensor:
+    """Return x (..., N*Q) @ (sum of a (R, M, N) x b (R, P, Q))^T + bias (M*P); `plan` as for `product.apply`.
 
-
-def kron_linear(x: Any, a: Any, b: Any, bias: Any = None) -> Tensor:
-    """Return x (..., N*Q) @ (sum of a (R, M, N) x b (R, P, Q))^T + bias (M*P). Raises ShapeError."""
+    Raises ShapeError, TinykronError for another plan.
+    """
     product.check_factors(a, b, x.shape)
-    return KronApply()(x, a, b) if bias is None else KronApply()(x, a, b, bias)
+    return KronApply(plan)(x, a, b) if bias is None else KronApply(plan)(x, a, b, bias)
 
 
 class KronRows(Function):
@@ -116,7 +109,10 @@ class KronModule(Module):
     """What the two layers share: a matrix of shape `dense` = (M*P, N*Q) as factors a_RMN and b_RPQ.
 
     `energy` is the share of the dense matrix's norm that was kept when the factors were fitted; None if never.
+    `plan` is the way to multiply, as for `kron.apply`; set it on a layer, or on the class for all of them.
     """
+
+    plan: str
 
     def __init__(self, dense: Shape, shape: Shape, terms: int, generator: Generator) -> None:
         a_shape, b_shape = algebra.factor_shapes(dense, shape)
@@ -136,7 +132,13 @@ class KronModule(Module):
 
 
 class KronLinear(KronModule):
-    """x (..., in) -> x @ (sum of A x B)^T + bias (out). `shape` is the (M, N) of A; it must divide (out, in)."""
+    """x (..., in) -> x @ (sum of A x B)^T + bias (out). `shape` is the (M, N) of A; it must divide (out, in).
+
+    With many terms and rows the dense matrix may be the faster way: by plan "auto" it is then built in a call, and
+    gone after it. Plan "factors" saves that memory.
+    """
+
+    plan = "auto"
 
     def __init__(
         self,
@@ -171,14 +173,17 @@ class KronLinear(KronModule):
         return linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return kron_linear(x, self.a_RMN, self.b_RPQ, self.bias)
+        return kron_linear(x, self.a_RMN, self.b_RPQ, self.bias, self.plan)
 
 
 class KronEmbedding(KronModule):
     """A (V, D) table as factors: ids (...) -> rows (..., D); also an output head, x (..., D) -> logits (..., V).
 
-    `shape` is the (M, N) of A; it must divide (V, D). With M = V every row keeps numbers of its own.
+    `shape` is the (M, N) of A; it must divide (V, D). With M = V every row keeps numbers of its own. The table is the
+    largest matrix of a model: it is never built, but by plan "auto".
     """
+
+    plan = "factors"
 
     def __init__(self, count: int, width: int, shape: Shape, terms: int = 1, generator: Generator = None) -> None:
         super().__init__((count, width), shape, terms, generator)
@@ -203,4 +208,4 @@ class KronEmbedding(KronModule):
 
     def project(self, x: Tensor) -> Tensor:
         """Return x @ table^T, the scores of each row of the table."""
-        return kron_linear(x, self.a_RMN, self.b_RPQ)
+        return kron_linear(x, self.a_RMN, self.b_RPQ, plan=self.plan)

@@ -1,29 +1,38 @@
 """Multiplying by a sum of Kronecker products without building it: two matrix products whatever the number of terms.
 
-Letters as in `algebra`; T counts rows of an input, whose width is N*Q.
+Letters as in `algebra`; T counts rows of an input, whose width is N*Q. A row x is a matrix X (N, Q), and its result
+is Y (M, P) = sum of A X B^T.
+
+B first: Z = X B^T for all terms, then Y = sum of A Z. Its gradients go the other way: dZ = A^T dY, dX = sum of dZ B.
+A first is that other way, with the factors transposed: so two functions forward and two back serve both orders.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tinykron.backend import Array, xp_of
+from tinykron.backend import BLOCK_ELEMENTS, CPU, Array, backend_of, by_rows, thread_count, xp_of
 from tinykron.errors import ShapeError
 from tinykron.kron.algebra import Shape
+from tinykron.kron.order import FEW, Order, by_columns, checked_plan, order_of
 
-OUTER_COLUMNS = 4  # up to so many columns, an outer product is faster column by column than by BLAS
+ALL = 1 << 62  # rows at once
 
 
-def apply(a: Array, b: Array, x: Array) -> Array:
-    """Multiply the vectors in x by the sum of Kronecker products, without building it.
+def apply(a: Array, b: Array, x: Array, plan: str = "auto") -> Array:
+    """Multiply the vectors in x by the sum of Kronecker products.
 
-    (R, M, N), (R, P, Q), (..., N*Q) -> (..., M*P). Two matrix products whatever R is, in the cheaper order.
-    Raises ShapeError. KroneckerBERT eq. 6-7.
+    a, b, x  (R, M, N), (R, P, Q), (..., N*Q) -> (..., M*P)
+    plan     "auto": the fastest way on this machine, by its cost model (`order`). With many terms and rows that is the
+             dense matrix, which is then built for this call: M*P*N*Q numbers beside the result.
+             "factors": never the dense matrix, always two products with the factors;
+             "a_first", "b_first", "dense": this way.
+    Raises ShapeError; TinykronError for another plan. KroneckerBERT eq. 6-7.
     """
     check_factors(a, b, x.shape)
-    inner, outer, x_EQ = arranged(a, b, x)
-    y_SM = outer_product(inner_product(inner, x_EQ, outer.shape[2]), outer)
-    return in_order(y_SM, a, b).reshape(*x.shape[:-1], a.shape[1] * b.shape[1])
+    x_TNQ = x.reshape(-1, a.shape[2], b.shape[2])
+    order = order_of(checked_plan(plan), a, b, len(x_TNQ), "forward", backend_of(x).name)
+    return forward(order, a, b, x_TNQ).reshape(*x.shape[:-1], a.shape[1] * b.shape[1])
 
 
 def check_factors(a: Any, b: Any, x_shape: tuple[int, ...]) -> None:
@@ -37,12 +46,6 @@ def check_factors(a: Any, b: Any, x_shape: tuple[int, ...]) -> None:
         )
 
 
-def b_is_inner(a: Any, b: Any) -> bool:
-    """Whether it is cheaper to multiply by the B factors first. KroneckerBERT eq. 7."""
-    b_first, a_first = _multiplications(a.shape[1:], b.shape[1:])
-    return b_first <= a_first
-
-
 def multiplications(a: Any, b: Any) -> int:
     """Return the multiplications that one vector takes, in the cheaper order. KroneckerBERT eq. 7."""
     return a.shape[0] * multiplications_of(a.shape[1:], b.shape[1:])
@@ -50,60 +53,168 @@ def multiplications(a: Any, b: Any) -> int:
 
 def multiplications_of(a_shape: Shape, b_shape: Shape) -> int:
     """Return the multiplications that one vector and one term take, in the cheaper order."""
-    return min(_multiplications(a_shape, b_shape))
-
-
-def _multiplications(a_shape: Shape, b_shape: Shape) -> tuple[int, int]:
-    """Return those of one vector and one term, B first and A first."""
     (m, n), (p, q) = a_shape, b_shape
-    return n * p * (q + m), m * q * (n + p)
+    return min(n * p * (q + m), m * q * (n + p))
 
 
-# For one x as a matrix X (N, Q), the result is Y (M, P) = sum of A X B^T. Below, the factor applied first is `inner`
-# (R, P, Q), the other `outer` (R, M, N), as when B comes first; when A does, the two change places and X is transposed.
+def merged(a: Array, b: Array) -> Array:
+    """Return the sum of A x B as one matrix (M*P, N*Q): a stack of products over the terms that needs no reordering."""
+    (_, m, n), (_, p, q) = a.shape, b.shape
+    a_M1NR, b_1PRQ = a.transpose(1, 2, 0)[:, None], b.transpose(1, 0, 2)[None]
+    return (a_M1NR @ b_1PRQ).reshape(m * p, n * q)
 
 
-def arranged(a: Array, b: Array, x: Array) -> tuple[Array, Array, Array]:
-    """Return the inner factor, the outer factor, and x (..., N*Q) as rows (T*N, Q) for the inner one."""
-    n, q = a.shape[2], b.shape[2]
-    if b_is_inner(a, b):
-        return b, a, x.reshape(-1, q)
-    return a, b, x.reshape(-1, n) if q == 1 else x.reshape(-1, n, q).swapaxes(1, 2).reshape(-1, n)
+# Forward and backward, in a given order -------------------------------------------------------------------------------
 
 
-def inner_product(inner_RPQ: Array, x_EQ: Array, n: int) -> Array:
-    """(R, P, Q), (T*N, Q) -> (T*P, R, N): all terms in one product, arranged for the sum over R and N."""
-    terms, p, q = inner_RPQ.shape
-    z_EC = product(x_EQ, inner_RPQ.reshape(terms * p, q).T)
-    return z_EC.reshape(-1, n, terms, p).transpose(0, 3, 2, 1).reshape(-1, terms, n)
+def forward(order: Order, a: Array, b: Array, x_TNQ: Array) -> Array:
+    """Return Y (T, M*P)."""
+    (_, m, n), (_, p, q) = a.shape, b.shape
+    if order == "dense":
+        return x_TNQ.reshape(-1, n * q) @ merged(a, b).T
+    pair = layout(order, a, b, len(x_TNQ))
+
+    def multiply(x_TNQ: Array) -> Array:
+        return pair.to_y(pair.from_x(x_TNQ)) if order == "b_first" else pair.to_x(pair.from_y(x_TNQ))
+
+    if len(x_TNQ) <= pair.block:
+        return multiply(x_TNQ).reshape(-1, m * p)
+    xp = xp_of(x_TNQ)
+    y_TMP = xp.empty((len(x_TNQ), m, p), dtype=xp.result_type(a.dtype, b.dtype, x_TNQ.dtype))
+
+    def fill(x_TNQ: Array, y_TMP: Array) -> None:
+        y_TMP[:] = multiply(x_TNQ)
+
+    by_rows(fill, x_TNQ, y_TMP, block=pair.block, products=True)
+    return y_TMP.reshape(-1, m * p)
 
 
-def outer_product(z_SRN: Array, outer_RMN: Array) -> Array:
-    """(T*P, R, N), (R, M, N) -> (T*P, M), summed over R and N in one product."""
-    terms, m, n = outer_RMN.shape
-    if terms > 1 and len(z_SRN) < n:  # few rows: bringing the terms side by side would cost more than the product
-        return (z_SRN.transpose(1, 0, 2) @ outer_RMN.transpose(0, 2, 1)).sum(axis=0)
-    return product(z_SRN.reshape(-1, terms * n), side_by_side(outer_RMN).T)
+def backward(order: Order, a: Array, b: Array, x_TNQ: Array, grad_TMP: Array) -> tuple[Array, Array, Array]:
+    """Return the gradients of X (T, N*Q), a and b. Z is computed anew rather than kept: it can be R times as wide."""
+    (_, _, n), (_, _, q) = a.shape, b.shape
+    if order == "dense":
+        return _dense_backward(a, b, x_TNQ, grad_TMP)
+    pair, xp = layout(order, a, b, len(x_TNQ)), xp_of(x_TNQ)
+    # the part of X and Y that the pair calls x is wide in B's columns; A first, it is Y's gradient
+    b_first = order == "b_first"
+    grad_x_TNQ = xp.empty(x_TNQ.shape, dtype=xp.result_type(a.dtype, b.dtype, grad_TMP.dtype))
+    sums: dict[int, list[Array]] = {}
+
+    def add(x_TNQ: Array, grad_TMP: Array, grad_x_TNQ: Array, rows: range) -> None:
+        for start in range(0, max(1, len(rows)), pair.block):
+            block = slice(start, start + pair.block)
+            x, y = (x_TNQ[block], grad_TMP[block]) if b_first else (grad_TMP[block], x_TNQ[block])
+            z_of_x, z_of_y = pair.from_x(x), pair.from_y(y)
+            grad_x_TNQ[block] = pair.to_x(z_of_y) if b_first else pair.to_y(z_of_x)
+            grads = [pair.grad_a(y, z_of_x), pair.grad_b(z_of_y, x)]
+            if rows.start in sums:
+                for total, grad in zip(sums[rows.start], grads, strict=True):
+                    total += grad
+            else:
+                sums[rows.start] = grads
+
+    every = range(len(x_TNQ))
+    if len(every) <= pair.block:
+        add(x_TNQ, grad_TMP, grad_x_TNQ, every)
+    else:  # a share for each thread, which adds up its own
+        share = -(-len(every) // thread_count())
+        by_rows(add, x_TNQ, grad_TMP, grad_x_TNQ, every, block=share, products=True)
+    grad_a, grad_b = (sum(parts[1:], parts[0]) for parts in zip(*(sums[start] for start in sorted(sums)), strict=True))
+    if not b_first:
+        grad_a, grad_b = grad_a.swapaxes(1, 2), grad_b.swapaxes(1, 2)
+    return grad_x_TNQ.reshape(-1, n * q), grad_a, grad_b
 
 
-def side_by_side(outer_RMN: Array) -> Array:
-    """(R, M, N) -> (M, R*N), a view if there is one term."""
-    terms, m, n = outer_RMN.shape
-    return outer_RMN.transpose(1, 0, 2).reshape(m, terms * n)
+def _dense_backward(a: Array, b: Array, x_TNQ: Array, grad_TMP: Array) -> tuple[Array, Array, Array]:
+    """The dense layer's gradients; that of the matrix is pulled back: dA = mat(R(dW) vec(B)), dB likewise."""
+    (terms, m, n), (_, p, q) = a.shape, b.shape
+    grad_TD, x_TD = grad_TMP.reshape(-1, m * p), x_TNQ.reshape(-1, n * q)
+    grad_x = grad_TD @ merged(a, b)
+    r_KL = (grad_TD.T @ x_TD).reshape(m, p, n, q).swapaxes(1, 2).reshape(m * n, p * q)  # R(dW)
+    grad_a = b.reshape(terms, p * q) @ r_KL.T
+    grad_b = a.reshape(terms, m * n) @ r_KL
+    return grad_x, grad_a.reshape(a.shape), grad_b.reshape(b.shape)
 
 
-def in_order(y_SM: Array, a: Array, b: Array) -> Array:
-    """Bring the outcome of `outer_product` into the order of the result: (T, M*P)."""
-    m, p = a.shape[1], b.shape[1]
-    return y_SM.reshape(-1, p, m).swapaxes(1, 2).reshape(-1, m * p) if b_is_inner(a, b) else y_SM.reshape(-1, m * p)
+# The two products, in one of two layouts ------------------------------------------------------------------------------
 
 
-def product(x_SK: Array, y_KP: Array) -> Array:
-    """x @ y, quickly also for the outer product of a long x with a short y, where BLAS takes five times longer."""
-    if x_SK.shape[1] > 1 or y_KP.shape[1] > OUTER_COLUMNS:
-        return x_SK @ y_KP
-    xp = xp_of(x_SK)
-    out = xp.empty((len(x_SK), y_KP.shape[1]), dtype=xp.result_type(x_SK.dtype, y_KP.dtype))
-    for column in range(y_KP.shape[1]):
-        xp.multiply(x_SK[:, 0], y_KP[0, column], out=out[:, column])
-    return out
+def layout(order: Order, a: Array, b: Array, rows: int) -> ByRows | ByColumns:
+    """Return the pair of factors, in the layout that suits its sizes; A first is the pair transposed."""
+    if order == "a_first":
+        a, b = a.swapaxes(1, 2), b.swapaxes(1, 2)
+    return (ByColumns if by_columns(len(a), a.shape[2], b.shape[1], rows) else ByRows)(a, b)
+
+
+class ByRows:
+    """Z (T, N*R, P) is a stack of matrices, one a row: no axis ever moves, whatever the number of terms."""
+
+    def __init__(self, a: Array, b: Array) -> None:
+        (self.terms, self.m, self.n), (_, self.p, self.q) = a.shape, b.shape
+        self.a_MK = a.transpose(1, 2, 0).reshape(self.m, self.n * self.terms)
+        self.b_LQ = b.reshape(self.terms * self.p, self.q)
+        width = self.n * self.terms * self.p
+        self.block = max(1, BLOCK_ELEMENTS // width) if backend_of(a) is CPU else ALL  # rows whose Z stays in the cache
+
+    def from_x(self, x_TNQ: Array) -> Array:
+        return (x_TNQ.reshape(-1, self.q) @ self.b_LQ.T).reshape(-1, self.n * self.terms, self.p)
+
+    def to_y(self, z_TKP: Array) -> Array:
+        return self.a_MK @ z_TKP
+
+    def from_y(self, y_TMP: Array) -> Array:
+        return self.a_MK.T @ y_TMP
+
+    def to_x(self, z_TKP: Array) -> Array:
+        return (z_TKP.reshape(-1, self.terms * self.p) @ self.b_LQ).reshape(-1, self.n, self.q)
+
+    def grad_a(self, y_TMP: Array, z_TKP: Array) -> Array:
+        grad_MK = (y_TMP @ z_TKP.swapaxes(1, 2)).sum(axis=0)
+        return grad_MK.reshape(self.m, self.n, self.terms).transpose(2, 0, 1)
+
+    def grad_b(self, z_TKP: Array, x_TNQ: Array) -> Array:
+        grad_LQ = z_TKP.reshape(-1, self.terms * self.p).T @ x_TNQ.reshape(-1, self.q)
+        return grad_LQ.reshape(self.terms, self.p, self.q)
+
+
+class ByColumns:
+    """Z (R, P*T, N) has the columns of X B^T one after the other: few large products where B has few columns."""
+
+    def __init__(self, a: Array, b: Array) -> None:
+        (self.terms, self.m, self.n), (_, self.p, self.q) = a.shape, b.shape
+        self.a_RMN, self.b_LQ = a, b.reshape(self.terms * self.p, self.q)
+        self.block = ALL  # these products are large, and BLAS has threads of its own
+
+    def from_x(self, x_TNQ: Array) -> Array:
+        return product(self.b_LQ, x_TNQ.reshape(-1, self.q).T).reshape(self.terms, -1, self.n)
+
+    def to_y(self, z_RSN: Array) -> Array:
+        y_RSM = product(z_RSN, self.a_RMN.swapaxes(1, 2))
+        y_SM = y_RSM[0] if self.terms == 1 else y_RSM.sum(axis=0)
+        y_PTM = y_SM.reshape(self.p, -1, self.m)
+        return xp_of(y_PTM).stack(list(y_PTM), axis=-1) if self.p <= FEW else y_PTM.transpose(1, 2, 0)
+
+    def from_y(self, y_TMP: Array) -> Array:
+        return product(self._columns(y_TMP), self.a_RMN)
+
+    def to_x(self, z_RSN: Array) -> Array:
+        return product(z_RSN.reshape(self.terms * self.p, -1).T, self.b_LQ).reshape(-1, self.n, self.q)
+
+    def grad_a(self, y_TMP: Array, z_RSN: Array) -> Array:
+        return self._columns(y_TMP).T @ z_RSN
+
+    def grad_b(self, z_RSN: Array, x_TNQ: Array) -> Array:
+        grad_LQ = z_RSN.reshape(self.terms * self.p, -1) @ x_TNQ.reshape(-1, self.q)
+        return grad_LQ.reshape(self.terms, self.p, self.q)
+
+    def _columns(self, y_TMP: Array) -> Array:
+        return y_TMP.transpose(2, 0, 1).reshape(-1, self.m)  # (P*T, M)
+
+
+def product(x: Array, y: Array) -> Array:
+    """x @ y, of a pair or a stack; quick also where BLAS is slow: with two or three rows, and where inner is 1."""
+    if 1 < x.shape[-2] < 4 and x.shape[-1] > FEW:  # as vectors, in half the time
+        return (x[..., None, :] @ y[..., None, :, :])[..., 0, :]
+    if x.shape[-1] > 1 or not 0 < min(x.shape[-2], y.shape[-1]) <= FEW or y.ndim > 2:
+        return x @ y
+    return x * y if len(x) <= y.shape[1] else xp_of(x).stack([x[:, 0] * y[0, j] for j in range(y.shape[1])], axis=-1)
