@@ -53,11 +53,11 @@ class Sum(Operator):
         return KronSum(*(xp.stack([term.factors[place] for term in self.terms]) for place in (0, 1)))
 
     def __getattr__(self, name: str) -> Any:
-        """What only a product has, `inverse` or `svd`: that of the term, if there is but one. Raises TinykronError."""
+        """What only a product has, `inverse` or `svd`: that of a lone term. Raises TinykronError if there are more."""
         if name.startswith("_") or not hasattr(Kron, name):
             raise AttributeError(f"{type(self).__name__} has no {name}")
         if len(self.terms) > 1:
-            raise TinykronError(f"{name}: a sum of {len(self.terms)} products has none in factors; take dense()")
+            raise TinykronError(f"a sum of {len(self.terms)} Kronecker products has no {name} in factors; take dense()")
         return getattr(self.terms[0], name)
 
     @property
@@ -317,12 +317,11 @@ class Kron(Sum, Factored):
         By default eps times the longer side. A Kron, pinv(A) x pinv(B), where the values that stay are all products of
         some of A's with some of B's. Near the cutoff they may not be: then no Kron equals it, and it is `Spectral`.
         """
-        us, values, vs = self._svds()
+        xp, (us, values, vs) = xp_of(self.like), self._svds()
         form = Spectral(Kron(*us), products(values), Kron(*vs))
         kept = form.values > self._rtol(rtol) * form.values.max()
-        axes = range(len(values))
-        in_grid = kept.reshape([len(s) for s in values])
-        some = [in_grid.any(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+        grid = kept.reshape([len(s) for s in values])  # an axis for each factor
+        some = [xp.moveaxis(grid, axis, 0).reshape(len(s), -1).any(axis=1) for axis, s in enumerate(values)]
         if not bool((products(some) == kept).all()):
             return form.pinv(kept)
         pieces = zip(us, values, vs, some, strict=True)
