@@ -23,7 +23,8 @@ MODULES = {
 # Reading order: a file imports from those above it. A package's __init__ stands for its parts, behind the last of them.
 ORDER = """
 errors backend tensor shapes ops fused attention gradcheck nn progress
-kron.algebra kron.order kron.product kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
+kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
+kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
 safetensors_file tokenizer hub checkpoint distill exits generate optim data masking evaluate train pretrain

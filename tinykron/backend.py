@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Backend:
     to_host: Callable[[Array], np.ndarray]
     scatter_add: Callable[[Array, Any, Array], None]  # target[index] += values, repeated indices adding up
     erf: Callable[[Array], Array]
+    linalg_errors: Callable[[], AbstractContextManager[object]] = nullcontext  # CuPy keeps quiet elsewhere
 
 
 def _numpy_erf(x: np.ndarray) -> np.ndarray:
@@ -65,7 +66,8 @@ def _cuda() -> Backend:
         raise DeviceError(f'device "cuda" needs an NVIDIA GPU with its driver: {error}') from error
     if count == 0:
         raise DeviceError('device "cuda" needs an NVIDIA GPU: cupy is installed but finds none')
-    return Backend("cuda", cupy, cupy.ndarray, cupy.asarray, cupy.asnumpy, cupyx.scatter_add, erf)
+    to_host, raising = cupy.asnumpy, partial(cupyx.errstate, linalg="raise")
+    return Backend("cuda", cupy, cupy.ndarray, cupy.asarray, to_host, cupyx.scatter_add, erf, raising)
 
 
 def get(name: str) -> Backend:
@@ -145,6 +147,14 @@ def scatter_add(target: Array, index: Any, values: Array) -> None:
 def erf(x: Array) -> Array:
     """Return the error function of `x`, in the dtype of `x`."""
     return backend_of(x).erf(x)
+
+
+def linalg_errors(array: Array) -> AbstractContextManager[object]:
+    """Return a block in which a decomposition that fails raises LinAlgError on every device.
+
+    Elsewhere CuPy does not wait to hear of it: the Cholesky factor of an indefinite matrix holds numbers all the same.
+    """
+    return backend_of(array).linalg_errors()
 
 
 def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
