@@ -19,11 +19,16 @@ examples:
   tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
   tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
+  tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
+  tinykron eval my-bert --task docs/package    how well it does at that
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
 a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
 """
+
+TASK_HELP = "glue/sst2, glue/mnli, ...; docs/package, docs/neighbours"
+PRESETS = "tiny, bert, kroneckerbert, kroneckerbert8, kroneckerbert21"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,14 +101,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", metavar="DIR", required=True, help="folder to make")
 
-    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text")
+    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text, or does at a labelled task")
     takes_model(evaluate)
-    evaluate.add_argument("--data", metavar="TEXT", help="text file or folder (default: what training held out)")
+    evaluate.add_argument(
+        "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
+    )
+    evaluate.add_argument("--task", metavar="TASK", help=TASK_HELP)
+    evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
         "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 2048)"
     )
     evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
+
+    tune = verb("finetune", _finetune, "fine-tune a BERT on a labelled task")
+    takes_model(tune)
+    tune.add_argument("--task", metavar="TASK", default="docs/package", help=f"{TASK_HELP} (default docs/package)")
+    tune.add_argument("--data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
+    tune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    tune.add_argument("--preset", metavar="NAME", help=f"settings: {PRESETS} (default tiny without a MODEL, else bert)")
+    tune.add_argument("--lr", type=float, nargs="+", metavar="LR", help="learning rates to try, in place of a preset's")
+    tune.add_argument("--epochs", type=int, metavar="N", help="at most; the best one is kept")
+    tune.add_argument("--batch", type=int, metavar="N", help="examples of a step")
+    tune.add_argument("--accumulate", type=int, metavar="N", help="parts of a batch, one after the other in memory")
+    tune.add_argument("--context", type=int, metavar="N", help="most tokens of an example")
+    tune.add_argument("--patience", type=int, metavar="N", help="epochs without a better score before it stops")
+    tune.add_argument("--seeds", type=int, default=1, metavar="N", help="to try with each learning rate (default 1)")
+    tune.add_argument("--class-weights", action="store_true", default=None, help="let all classes count alike")
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
@@ -125,11 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of the model that a verb was given, or of the shipped one."""
+def _model_folder(options: argparse.Namespace, shipped: str = "gpt2-tiny") -> Path:
+    """Return the folder of the model that a verb was given, or of a shipped one."""
     from tinykron import data, hub
 
-    return hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+    return hub.resolve(options.model, options.download) if options.model else data.weights_folder(shipped)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -144,6 +168,10 @@ def _info(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from tinykron import checkpoint, evaluate
 
+    if options.task:
+        return _evaluate_task(options)
+    if options.predict:
+        raise TinykronError("--predict: expected a --task whose test set is to be answered")
     model = checkpoint.load(_model_folder(options))
     found = evaluate.evaluate(model, options.data, options.context, options.stride, options.limit)
     if options.json:
@@ -151,6 +179,50 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(found) | costs, indent=2))
     else:
         print(evaluate.render(found))
+    return 0
+
+
+def _evaluate_task(options: argparse.Namespace) -> int:
+    from tinykron import checkpoint, tasks
+
+    if options.stride is not None or options.limit is not None:
+        raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
+    task = tasks.find(options.task)
+    model = checkpoint.load(_model_folder(options, "bert-tiny"))
+    if options.predict:
+        files = tasks.answer_files(model, task, options.data, options.context)
+        folder = Path(options.predict)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        written = [str(folder / name) for name in files]
+        print(json.dumps({"written": written}) if options.json else "\n".join(written))
+        return 0
+    found = tasks.evaluate(model, task, options.data, options.context)
+    print(json.dumps(asdict(found) | {"score": found.score}, indent=2) if options.json else tasks.render(found))
+    return 0
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from tinykron import finetune, tasks
+
+    task = tasks.find(options.task)
+    lrs, settings = finetune.preset(options.preset or ("bert" if options.model else "tiny"), task)
+    names = ("epochs", "batch", "accumulate", "context", "patience", "class_weights", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    folder = _model_folder(options, "bert-tiny")
+    found = finetune.finetune(
+        folder, task, options.out, options.data, replace(settings, **given), options.lr or lrs, options.seeds
+    )
+    if found is None:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(asdict(found) | {"out": options.out}, indent=2))
+    else:
+        print("\n".join([*finetune.summary(found.runs), tasks.render(found.saved)]))
     return 0
 
 

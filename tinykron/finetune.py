@@ -1,202 +1,216 @@
-"""Fine-tuning on a labelled task: epochs, early stopping, seeds, the papers' learning rates; a folder with its card.
-
-A step's batch and dropout masks depend on (seed, step) alone, as in train.py, so a run that was killed continues to the
-very same bits on a CPU.
-"""
+"""From a checkpoint and a labelled task to a fine-tuned checkpoint with its card: `tinykron finetune`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import inf, isfinite, isnan
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import inf, isnan, sqrt
 from pathlib import Path
 
 import numpy as np
 
-from tinykron import safetensors_file
-from tinykron.backend import recycled_memory, to_host
+from tinykron import checkpoint, tasks
+from tinykron.backend import to_host
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.features import Batch, Features, collate
-from tinykron.nn import Module, seed_dropout
-from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
-from tinykron.progress import Progress
-from tinykron.tasks import mean_score
+from tinykron.features import Batch, logits_of, predict
+from tinykron.hub import resolve
+from tinykron.nn import Module
+from tinykron.task_train import FineTuning, Loss, Score, best_weights, fit
+from tinykron.tasks import Task, TaskEvaluation, mean_score
 from tinykron.tensor import Tensor
-from tinykron.train import CHECKPOINT, History, interruptible, resume_run, save_run
-
-BEST = "best.safetensors"
-Score = dict[str, dict[str, float]]  # metrics of each dev set
-Loss = Callable[[Module, Batch], tuple[Tensor, dict[str, float]]]  # the mean over a batch, and its terms
-LEAST = {"epochs": 1, "batch": 1, "context": 1, "accumulate": 1, "checkpoint_every": 1, "patience": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
-class FineTuning:
-    """How to fine-tune. By default as Devlin et al. 2019, appendix A.3."""
+class Preset:
+    """The learning rates that a paper tries, and what else it sets; `tasks` says what differs for one task."""
 
-    epochs: int = 3
-    batch: int = 32
-    context: int = 128  # most tokens of an example
-    accumulate: int = 1  # parts into which a batch is cut, to take less memory
-    lr: float = 5e-5
-    warmup: float = 0.1  # share of the steps; then down in a line to 0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    patience: int = 0  # epochs without a better score after which it stops; 0: never
-    class_weights: bool = False  # let all classes together count alike
-    seed: int = 0
-    checkpoint_every: int = 100  # steps
-
-    def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise TinykronError(
-                    f"fine-tuning setting {name}: found {value!r}, expected a whole number from {least} on"
-                )
-        for name in ("lr", "warmup", "weight_decay", "clip"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < inf:
-                raise TinykronError(f"fine-tuning setting {name}: found {value!r}, expected a number from 0 on")
-        if self.warmup > 1.0:
-            raise TinykronError(f"fine-tuning setting warmup: found {self.warmup}, expected a share of the steps")
-
-    def steps_per_epoch(self, examples: int) -> int:
-        return -(-examples // self.batch)
+    lrs: tuple[float, ...]
+    settings: FineTuning
+    tasks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    longer: Mapping[str, int] = field(default_factory=dict)  # epochs of one task
 
 
-@dataclass
-class TaskHistory(History):
-    """What a fine-tuning went through; `perplexities` stay empty."""
+PRESETS = {
+    "tiny": Preset((1e-3,), FineTuning(epochs=5, batch=16)),  # for models as small as the shipped ones
+    "bert": Preset((5e-5, 3e-5, 2e-5), FineTuning(epochs=4)),  # Devlin et al. 2019, appendix A.3
+    # KroneckerBERT, section 3.7 and appendix A.1: what is searched; the best epoch of 15, of CoLA's 30
+    "kroneckerbert": Preset((5e-5, 1e-4, 5e-4), FineTuning(epochs=15), longer={"glue/cola": 30}),
+    # KroneckerBERT, table 8: what that search chose
+    "kroneckerbert8": Preset(
+        (1e-4,), FineTuning(epochs=15), {"glue/cola": (5e-5,), "glue/rte": (1e-5,)}, {"glue/cola": 30}
+    ),
+    "kroneckerbert21": Preset(
+        (5e-4,), FineTuning(epochs=15), {"glue/qqp": (1e-4,), "glue/rte": (5e-5,)}, {"glue/cola": 30}
+    ),
+}
 
-    settings: FineTuning  # type: ignore[assignment]
-    scores: list[tuple[int, Score]] = field(default_factory=list)  # (steps done, metrics), after each epoch
 
-    def best(self) -> int:
-        """Return which evaluation has the highest mean score, the first of equals; -1 without one."""
-        values = [-inf if isnan(mean_score(score)) else mean_score(score) for _, score in self.scores]
-        return values.index(max(values)) if values else -1
+def preset(name: str, task: Task) -> tuple[tuple[float, ...], FineTuning]:
+    """Return the learning rates to try and the settings. Raises TinykronError, listing the presets there are."""
+    if name not in PRESETS:
+        raise TinykronError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
+    found = PRESETS[name]
+    settings = replace(found.settings, epochs=found.longer.get(task.name, found.settings.epochs))
+    return found.tasks.get(task.name, found.lrs), settings
 
 
-def fit(
-    model: Module,
-    features: Sequence[Features],
-    settings: FineTuning,
-    loss: Loss,
-    score: Callable[[Module], Score],
-    *,
-    inputs: bytes = b"",
+@dataclass(frozen=True)
+class Run:
+    """One learning rate with one seed."""
+
+    lr: float
+    seed: int
+    epochs: int  # that it went through
+    best_epoch: int
+    score: float  # the mean of the metrics after that epoch
+    sets: Score
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What was tried, and what was kept."""
+
+    runs: list[Run]
+    chosen: Run  # the best seed of the learning rate that is best on average
+    saved: TaskEvaluation  # of the weights as they were saved
+
+
+def task_loss(task: Task, weights_C: np.ndarray | None = None) -> Loss:
+    """Return the loss of a task on its labels alone."""
+
+    def loss(model: Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        value = task.loss(logits_of(model, batch), batch, weights_C)
+        return value, {"loss": value.item()}
+
+    return loss
+
+
+def finetune(
+    model: str | Path,
+    task: Task,
+    out: str | Path,
     folder: str | Path | None = None,
-    title: str = "fine-tuning",
-) -> TaskHistory:
-    """Fine-tune `model` in place; it ends with the weights of the epoch that `score` liked best.
+    settings: FineTuning | None = None,
+    lrs: Sequence[float] = (),
+    seeds: int = 1,
+) -> FineTuned | None:
+    """Fine-tune a checkpoint on a task, and save the best as a new one with a card.
 
-    loss    of a model and a batch: a scalar that is a mean over the batch's examples, and its terms as numbers
-    score   measures the model after each epoch: larger is better, by the mean of all metrics
-    inputs  digest of what else the run depends on, such as the weights it starts from
-    folder  where checkpoints go: a run found there, of the same settings on the same examples and inputs, is continued
-    Ctrl-C finishes the step, writes a checkpoint and returns. Raises TinykronError if the loss becomes NaN or infinite.
+    model   folder, cache path or cached hub id; a head that has the task's classes is kept, any other is drawn anew
+    folder  of the task's files; None for a stand-in
+    lrs     learning rates to try, in place of the settings' own
+    seeds   how many to try with each, from the settings' seed on
+    Of several learning rates the one with the best mean over its seeds is taken, and its best seed is saved. So the
+    score on the dev set, which chose it, flatters it. Progress is kept in the folder `<out>.training`: after a Ctrl-C,
+    which returns None, or a kill, the same call continues there. Raises TinykronError if `out` exists.
     """
-    if not features:
-        raise TinykronError(f"{title}: expected examples, found none")
-    optimiser = AdamW(decay_groups(model, settings.weight_decay), settings.lr, settings.betas)
-    an_epoch = settings.steps_per_epoch(len(features))
-    total = settings.epochs * an_epoch
-    factor = schedule("linear", total, round(settings.warmup * total))
-    history = TaskHistory(settings, inputs=_fingerprint(features, inputs))
-    path = Path(folder) / CHECKPOINT if folder else None
-    best: dict[str, np.ndarray] = {}
-    if path and path.exists():
-        saved = resume_run(path, model, optimiser, history)
-        history.scores = [(steps, found) for steps, found in saved["scores"]]
-        best = _read_best(path) if history.scores else {}
-    kept = history.steps
-    model.train()
-    with recycled_memory(), interruptible() as stop, Progress(title, total, "steps", history.steps) as progress:
-        while history.steps < total and not _exhausted(history, settings) and not stop.is_set():
-            optimiser.lr = settings.lr * factor(history.steps)
-            terms = _gradients(model, features, settings, loss, history.steps)
-            history.terms.append(terms)
-            history.gradient_norms.append(clip_gradients(model.parameters(), settings.clip))
-            if not all(map(isfinite, (*terms.values(), history.gradient_norms[-1]))):
-                raise TinykronError(f"{title}: the loss became {terms} at step {history.steps}; try a lower --lr")
-            optimiser.step()
-            history.steps += 1
-            if history.steps % an_epoch == 0:
-                history.scores.append((history.steps, score(model)))
-                if history.best() == len(history.scores) - 1:
-                    best = {name: to_host(array).copy() for name, array in model.state_dict().items()}
-                    _write_best(path, best)
-            note = [f"{name} {value:.3f}" for name, value in terms.items()]
-            note += [f"score {100 * mean_score(found):.2f}" for _, found in history.scores[-1:]]
-            progress.advance(1, ", ".join(note))
-            if path and (history.steps == total or history.steps % settings.checkpoint_every == 0):
-                save_run(path, model, optimiser, history)
-                kept = history.steps
-        if path and history.steps > kept:
-            save_run(path, model, optimiser, history)
-        history.interrupted = stop.is_set() and history.steps < total and not _exhausted(history, settings)
-    if best and not history.interrupted:
-        model.load_state_dict(best)
-    model.zero_grad()
-    model.eval()
-    return history
+    out, settings = Path(out), settings or FineTuning()
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
+    if seeds < 1:
+        raise TinykronError(f"seeds: found {seeds}, expected at least 1")
+    start = checkpoint.load(model)
+    settings = replace(settings, context=min(settings.context, start.context))
+    source = tasks.source_of(task, folder)
+    examples = task.read(source, "train").examples
+    dev = {name: task.read(source, name).examples for name in task.dev}
+    read = {name: task.features(start.tokenizer, found, settings.context) for name, found in dev.items()}
+    features = task.features(start.tokenizer, examples, settings.context)
+    loss = task_loss(task, task.class_weights(examples) if settings.class_weights else None)
 
+    def score(student: Module) -> Score:
+        return {name: task.measure(found, read[name], predict(student, read[name])) for name, found in dev.items()}
 
-def _exhausted(history: TaskHistory, settings: FineTuning) -> bool:
-    """Whether the last `patience` epochs have brought nothing better."""
-    return bool(settings.patience) and len(history.scores) - 1 - history.best() >= settings.patience
-
-
-def _gradients(
-    model: Module, features: Sequence[Features], settings: FineTuning, loss: Loss, step: int
-) -> dict[str, float]:
-    """Fill the gradients of one step; return the terms, averaged over its examples."""
-    model.zero_grad()
-    seed_dropout(model, settings.seed, step)
-    rows_B = batch_rows(len(features), settings, step)
-    sums: dict[str, float] = {}
-    for part in np.array_split(rows_B, min(settings.accumulate, len(rows_B))):
-        share = len(part) / len(rows_B)
-        value, terms = loss(model, collate([features[row] for row in part]))
-        (value * share).backward()
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + share * term
-    return sums
-
-
-def batch_rows(examples: int, settings: FineTuning, step: int) -> np.ndarray:
-    """Return which examples a step sees, (B,): each epoch goes through all of them once, in an order of its own."""
-    epoch, place = divmod(step, settings.steps_per_epoch(examples))
-    order_N = np.random.default_rng((settings.seed, epoch)).permutation(examples)
-    return order_N[place * settings.batch : (place + 1) * settings.batch]
-
-
-def _fingerprint(features: Sequence[Features], inputs: bytes) -> str:
-    digest = hashlib.blake2b(inputs, digest_size=16)
-    for example in features:
-        digest.update(repr((list(example.ids), list(example.types), example.target)).encode())
-    return digest.hexdigest()
-
-
-def _write_best(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
-    """Keep the weights of the best epoch beside the checkpoint; after a kill the same epoch writes them once more."""
-    if path is None:
-        return
+    progress = out.with_name(out.name + ".training")
+    runs: list[Run] = []
+    for lr in dict.fromkeys(lrs or (settings.lr,)):
+        for seed in range(settings.seed, settings.seed + seeds):
+            student = tasks.fitted(start, task, np.random.default_rng(seed))
+            name = _name(lr, seed)
+            history = fit(
+                student,
+                features,
+                replace(settings, lr=lr, seed=seed),
+                loss,
+                score,
+                inputs=_digest(student),
+                folder=progress / name,
+                title=f"{task.name}, {name}",
+            )
+            if history.interrupted:
+                return None
+            best = history.best()
+            sets = history.scores[best][1]
+            runs.append(Run(lr, seed, len(history.scores), best + 1, mean_score(sets), sets))
+    chosen = _chosen(runs)
+    student = tasks.fitted(start, task, np.random.default_rng(chosen.seed))
+    student.load_state_dict(best_weights(progress / _name(chosen.lr, chosen.seed)))
+    result = progress / "result"  # becomes `out` when all is in it
+    shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
+    checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
+    saved = tasks.evaluate(checkpoint.load(result), task, folder, settings.context)  # rounded as it is
+    found = FineTuned(runs, chosen, saved)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors_file.write(path.with_name(BEST), arrays, {})
+        (result / "README.md").write_text(
+            _card(out.name, Path(model).name, len(examples), settings, found), encoding="utf-8"
+        )
+        os.replace(result, out)
+        shutil.rmtree(progress)
     except OSError as error:
-        raise CheckpointError(f"{path.with_name(BEST)}: cannot be written: {error}") from error
+        raise CheckpointError(f"{out} cannot be written: {error.strerror}") from error
+    return found
 
 
-def _read_best(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _name(lr: float, seed: int) -> str:
+    return f"lr-{lr:g}-seed-{seed}"
 
-    try:
-        return load_file(path.with_name(BEST))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.with_name(BEST)}: expected the best epoch's weights: {error}") from error
+
+def _chosen(runs: Sequence[Run]) -> Run:
+    """Return the best seed of the learning rate with the best mean score; what is not defined is worst."""
+    values = {(run.lr, run.seed): -inf if isnan(run.score) else run.score for run in runs}
+    means = {lr: float(np.mean([value for (of, _), value in values.items() if of == lr])) for lr, _ in values}
+    best = max(means, key=lambda lr: means[lr])
+    return max((run for run in runs if run.lr == best), key=lambda run: values[run.lr, run.seed])
+
+
+def _digest(model: Module) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(to_host(array).tobytes())
+    return digest.digest()
+
+
+def summary(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each learning rate: mean and standard deviation of the score over its seeds, in per cent."""
+    lines = []
+    for lr in dict.fromkeys(run.lr for run in runs):
+        scores = [100.0 * run.score for run in runs if run.lr == lr]
+        mean = sum(scores) / len(scores)
+        spread = sqrt(sum((score - mean) ** 2 for score in scores) / max(1, len(scores) - 1))
+        several = f" +- {spread:.2f} over {len(scores)} seeds" if len(scores) > 1 else ""
+        lines.append(f"lr {lr:g}: {mean:.2f}{several}")
+    return lines
+
+
+def _card(name: str, model: str, examples: int, settings: FineTuning, found: FineTuned) -> str:
+    """Return the model card of what was fine-tuned."""
+    chosen, saved = found.chosen, found.saved
+    said = {key: value for key, value in asdict(settings).items() if key not in ("lr", "seed", "checkpoint_every")}
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"{model}, fine-tuned by tinykron on {saved.task}: {examples:,} training examples, {saved.data}.",
+            "",
+            f"- settings: {', '.join(f'{key} {value}' for key, value in said.items())}",
+            *(f"- {line}" for line in summary(found.runs)),
+            f"- kept: lr {chosen.lr:g}, seed {chosen.seed}, epoch {chosen.best_epoch} of {chosen.epochs}",
+            *(f"- {line}" for line in tasks.render(saved).splitlines()),
+            "- the dev set chose the epoch, the seed and the learning rate, so its score flatters",
+            "",
+        ]
+    )

@@ -237,7 +237,7 @@ def _fingerprint(
 
 
 def resume_run(path: Path, student: Module, optimiser: AdamW, history: History) -> dict[str, Any]:
-    """Continue from a checkpoint, and return the history in it. Raises CheckpointError if it is damaged or another's."""
+    """Continue from a checkpoint; return what it says. Raises CheckpointError if it is damaged, or of another run."""
     from safetensors import SafetensorError, safe_open
 
     try:
