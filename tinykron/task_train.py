@@ -201,7 +201,7 @@ def _write_best(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
 
 
 def best_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Return the weights of the best epoch of a run, by name. Raises CheckpointError where they are not in its folder."""
+    """Return the weights of a run's best epoch, by name. Raises CheckpointError where they are not in its folder."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinykron import glue, standins
+from tinykron.backend import to_device
 from tinykron.errors import TinykronError
 from tinykron.features import predict
 from tinykron.glue import Glue, Source
@@ -121,8 +122,12 @@ def fitted(model: Any, task: Task, generator: np.random.Generator) -> Bert:
 
 
 def _reordered(model: Bert, order: Sequence[int]) -> Bert:
+    """Put the classes of a model's head in an order, in place."""
+    if list(order) == sorted(order):
+        return model
     linear: Any = model.get("head.linear")
-    linear.weight.data, linear.bias.data = linear.weight.data[:, list(order)], linear.bias.data[list(order)]
+    order_C = to_device(np.array(order), linear.weight.device)
+    linear.weight.data, linear.bias.data = linear.weight.data[:, order_C], linear.bias.data[order_C]
     return model
 
 
@@ -162,7 +167,7 @@ def ready(model: Any, task: Task) -> Bert:
         raise TinykronError(
             f'{task.name}: the model has {found}; expected "{task.head}", {task.labels}: fine-tune it first'
         )
-    return model if order == sorted(order) else _reordered(copy.deepcopy(model), order)
+    return _reordered(copy.deepcopy(model), order) if order != sorted(order) else model
 
 
 def answer_files(
