@@ -27,7 +27,7 @@ examples:
 a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
 """
 
-TASK_HELP = "glue/sst2, glue/mnli, ...; docs/package, docs/neighbours"
+TASK_HELP = "glue/sst2, glue/mnli, ...; squad/1.1, squad/2.0; docs/package, docs/neighbours, docs/returns"
 PRESETS = "tiny, bert, kroneckerbert, kroneckerbert8, kroneckerbert21"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Example:
 class Split:
     """The examples of one set."""
 
-    examples: list[Example]
+    examples: list[Any]  # Examples, or Questions of SQuAD
     dropped: int = 0  # lines left out: QQP's broken ones, MNLI's without a gold label
 
 
@@ -70,6 +70,7 @@ class Glue:
     drops_broken: bool = False  # lines of another number of cells are left out, and counted
 
     head: ClassVar[str] = "sequence"
+    context: ClassVar[int] = 128  # most tokens of an example, as Devlin et al. 2019
 
     @property
     def labels(self) -> int:
@@ -194,6 +195,12 @@ class Glue:
         """Return the task's official metrics, by name, of the logits (C,) of each example."""
         gold_N = np.array([example.label for example in examples])
         return {name: metric(self._answers(logits), gold_N) for name, metric in self.metrics.items()}
+
+    def details(
+        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        """Return what is worth knowing beside the metrics: nothing."""
+        return {}
 
     def _answers(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         logits_NC = np.stack(logits)

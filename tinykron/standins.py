@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinykron import data
+from tinykron import data, squad
 from tinykron.errors import DataError
 from tinykron.glue import ACCURACY, PAIR, Glue, plain_files
+from tinykron.squad import Squad
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")  # in every Python
 HELD_OUT = 0.15  # of the examples, for dev
@@ -148,10 +149,11 @@ MAKERS: dict[str, Callable[[], dict[str, str]]] = {
     "docs/returns": returns,
 }
 SETS = plain_files("train", "dev")
-TASKS = {
+TASKS: dict[str, Glue | Squad] = {
     task.name: task
     for task in (
         Glue("docs/package", "package", ("sentence",), "label", PACKAGES, ACCURACY, SETS),
         Glue("docs/neighbours", "neighbours", PAIR, "label", ("strangers", "neighbours"), ACCURACY, SETS),
+        Squad("docs/returns", squad.TASKS["squad/2.0"].files, no_answer=True, stride=64),
     )
 }

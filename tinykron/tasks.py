@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import glue, standins
+from tinykron import glue, squad, standins
 from tinykron.backend import to_device
 from tinykron.errors import TinykronError
 from tinykron.features import predict
 from tinykron.glue import Glue, Source
 from tinykron.models.bert import Bert, with_head
+from tinykron.squad import Squad
 
-Task = Glue
-TASKS: dict[str, Task] = {**standins.TASKS, **glue.TASKS}
+Task = Glue | Squad
+TASKS: dict[str, Task] = {**standins.TASKS, **glue.TASKS, **squad.TASKS}
 LEAST_CONTEXT = 8  # tokens: what frames a pair takes three
 
 
@@ -30,6 +31,7 @@ class TaskEvaluation:
     task: str
     sets: dict[str, dict[str, float]]  # the official metrics of each dev set
     examples: dict[str, int]  # of each dev set
+    details: dict[str, dict[str, float]]  # of each dev set, what else is worth knowing
     dropped: int  # lines that are no examples, of all sets
     context: int  # most tokens of an example
     data: str  # where it came from
@@ -75,9 +77,9 @@ def _check(model: Any, task: Task) -> None:
         raise TinykronError(f"{task.name}: the model has no tokenizer to read texts with")
 
 
-def check_context(model: Any, context: int | None, standard: int) -> int:
-    """Return the most tokens of an example: those asked for, else `standard`, or the model's where that is less."""
-    context = min(standard, model.context) if context is None else context
+def check_context(model: Any, task: Task, context: int | None) -> int:
+    """Return the most tokens of an example: those asked for, else the task's, or the model's where that is less."""
+    context = min(task.context, model.context) if context is None else context
     if not LEAST_CONTEXT <= context <= model.context:
         raise TinykronError(f"context: found {context}, expected {LEAST_CONTEXT} to the model's {model.context}")
     return context
@@ -85,6 +87,8 @@ def check_context(model: Any, context: int | None, standard: int) -> int:
 
 def _named(model: Bert, task: Task) -> Bert:
     """Write the names of a task's classes into a model's configuration."""
+    if task.head == "span":
+        return model
     names = task.classes or ("LABEL_0",)
     said: dict[str, Any] = {
         "id2label": {str(number): name for number, name in enumerate(names)},
@@ -101,7 +105,11 @@ def _order(model: Bert, task: Task) -> list[int] | None:
     None where the head is no head for the task.
     """
     config = model.config
-    if config.head != task.head or config.labels != task.labels:
+    if config.head != task.head:
+        return None
+    if task.head == "span":
+        return [0, 1]  # where an answer starts, and where it ends
+    if config.labels != task.labels:
         return None
     numbered = sorted(config.extra.get("id2label", {}).items(), key=lambda item: (len(item[0]), item[0]))
     names = [str(name).lower() for _, name in numbered]
@@ -140,19 +148,21 @@ def evaluate(
     """Return how well a fine-tuned model does at a task: the official metrics on its dev sets.
 
     folder   of the task's files; None for a stand-in, whose files are made now
-    context  most tokens of an example; by default 128, or the model's where that is less
+    context  most tokens of an example; by default 128, of SQuAD 384, or the model's where that is less
     Raises TinykronError for a model whose head is none for this task, DataError for files that do not fit.
     """
     model, source = ready(model, task), source_of(task, folder)
-    context = check_context(model, context, 128)
-    sets, counts, dropped = {}, {}, 0
+    context = check_context(model, task, context)
+    sets, details, counts, dropped = {}, {}, {}, 0
     for name in task.dev:
         split = task.read(source, name)
         features = task.features(model.tokenizer, split.examples, context)
-        sets[name] = task.measure(split.examples, features, predict(model, features, batch, f"{task.name}, {name}"))
+        logits = predict(model, features, batch, f"{task.name}, {name}")
+        sets[name] = task.measure(split.examples, features, logits)  # type: ignore[arg-type]
+        details[name] = task.details(split.examples, features, logits)  # type: ignore[arg-type]
         counts[name], dropped = len(split.examples), dropped + split.dropped
     where = str(folder) if folder else "made of the documentation that every Python carries"
-    return TaskEvaluation(task.name, sets, counts, dropped, context, where)
+    return TaskEvaluation(task.name, sets, counts, details, dropped, context, where)
 
 
 def ready(model: Any, task: Task) -> Bert:
@@ -175,14 +185,15 @@ def answer_files(
 ) -> dict[str, str]:
     """Return the predictions for a task's test sets in the files that its server takes: their text by name."""
     model, source = ready(model, task), source_of(task, folder)
-    context = check_context(model, context, 128)
+    context = check_context(model, task, context)
     if not task.submissions:
         raise TinykronError(f"{task.name} has no test set")
     files: dict[str, str] = {}
     for name in task.submissions:
         examples = task.read(source, name).examples
         features = task.features(model.tokenizer, examples, context)
-        files |= task.answer_files(name, examples, features, predict(model, features, batch, f"{task.name}, {name}"))
+        logits = predict(model, features, batch, f"{task.name}, {name}")
+        files |= task.answer_files(name, examples, features, logits)  # type: ignore[arg-type]
     return files
 
 
@@ -192,5 +203,7 @@ def render(found: TaskEvaluation) -> str:
     for name, values in found.sets.items():
         said = ", ".join(f"{metric} {100 * value:.2f}" for metric, value in values.items())
         lines.append(f"{found.task} {name}: {said} ({found.examples[name]:,} examples)")
+        if found.details[name]:
+            lines.append("  " + ", ".join(f"{key} {value:.2f}" for key, value in found.details[name].items()))
     left_out = f", {found.dropped} lines left out" if found.dropped else ""
     return "\n".join([*lines, f"mean {100 * found.score:.2f}; at most {found.context} tokens; {found.data}{left_out}"])
