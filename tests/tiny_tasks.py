@@ -20,10 +20,16 @@ QUICK = FineTuning(epochs=3, batch=8, context=CONTEXT, lr=1e-2, checkpoint_every
 WORDS = ("number", "before", "the", "of")
 
 
-def tiny_bert(seed: int = 0, head: str | None = "masked_lm", labels: int = 2, dropout: float = 0.0) -> Bert:
+def tiny_bert(
+    seed: int = 0,
+    head: str | None = "masked_lm",
+    labels: int = 2,
+    dropout: float = 0.0,
+    context: int = CONTEXT,
+) -> Bert:
     """A random BERT of width 8, whose matrices are large enough to tell texts apart."""
     config = BertConfig(
-        TOKENIZER.get_vocab_size(), 8, 1, 2, 16, CONTEXT, head=head, labels=labels,
+        TOKENIZER.get_vocab_size(), 8, 1, 2, 16, context, head=head, labels=labels,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     model = Bert(config, np.random.default_rng(seed))

@@ -84,7 +84,7 @@ class Squad:
     name: str
     files: Mapping[str, str]  # of each set
     no_answer: bool  # whether some questions have none: SQuAD 2.0
-    stride: int = 128  # tokens from a window's start to the next one's
+    stride: int = 128  # tokens from a window's start to the next one's; half a window where that is less
     question_tokens: int = 64  # a longer question is cut
     answer_tokens: int = 30  # a longer answer is not given
     n_best: int = 20
@@ -290,7 +290,7 @@ def _cuts(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     """Return from where to where windows go, so that they cover `length` tokens."""
     cuts = [(0, min(length, room))]
     while cuts[-1][1] < length:
-        start = cuts[-1][0] + min(stride, room)
+        start = cuts[-1][0] + min(stride, max(1, room // 2))  # half a window over: what one cuts, another holds
         cuts.append((start, min(length, start + room)))
     return cuts
 
