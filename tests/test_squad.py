@@ -118,15 +118,21 @@ def test_windows_cover_a_text_and_each_token_is_fullest_once(length, room, strid
     for (start, stop), here in zip(cuts, _fullest(cuts), strict=True):
         counts[start:stop] += here
         for token, fullest in enumerate(here, start):
-            around = [min(token - a, b - 1 - token) for a, b in cuts if a <= token < b]
-            if fullest:
-                assert min(token - start, stop - 1 - token) == max(around)
+            if fullest:  # more around it than elsewhere; else in a longer window; else in an earlier one
+                rivals = [(min(token - a, b - 1 - token), b - a, -a) for a, b in cuts if a <= token < b]
+                assert (min(token - start, stop - 1 - token), stop - start, -start) == max(rivals)
     assert (counts == 1).all()
 
 
 @pytest.mark.parametrize("context", [16, 24, 200])
 def test_a_window_is_framed_and_its_target_is_the_answer(context):
-    asked = questions(("Which page?", ["page 3 tells"]), ("Who tells?", None), ("What?", ["page 19"]), context=LONG)
+    asked = questions(
+        ("Which page?", ["page 3 tells"]),
+        ("Who tells?", None),
+        ("What?", ["page 19"]),
+        ("Which end?", ["."]),
+        context=LONG,
+    )
     windows = TWO.features(TOKENIZER, asked, context)
     start, end = TOKENIZER.token_to_id("[CLS]"), TOKENIZER.token_to_id("[SEP]")
     found = {}
@@ -143,8 +149,8 @@ def test_a_window_is_framed_and_its_target_is_the_answer(context):
         elif window.question != 1:
             answer, at = asked[window.question].answers[0]
             assert window.spans[0][0] > at or window.spans[-1][1] < at + len(answer)
-    assert found == {0: {"page 3 tells"}, 2: {"page 19"}}
-    assert (len(windows) == 3) == (context == 200)
+    assert found == {0: {"page 3 tells"}, 2: {"page 19"}, 3: {"."}}
+    assert (len(windows) == 4) == (context == 200)
 
 
 def test_a_long_question_is_cut_and_one_that_leaves_no_room_is_refused():

@@ -65,9 +65,31 @@ def test_neighbours_stand_side_by_side_and_strangers_do_not():
         for _, first, second, label in rows[:60]:
             assert any(f"{first} {second}" in topic for topic in topics) == (label == "neighbours")
         told[split] = {(first, second) for _, first, second, label in rows if label == "neighbours"}
-        told[split + " sentences"] = {sentence for _, _, sentence, _ in rows}
+        seconds = {
+            said: {second for _, _, second, label in rows if label == said} for said in ("neighbours", "strangers")
+        }
+        assert seconds["strangers"] <= seconds["neighbours"]  # drawn from the same side
     assert len(told["dev"]) > 50 and len(told["train"]) > 5 * len(told["dev"])
     assert not told["train"] & told["dev"]
+
+
+def test_a_sentence_that_another_topic_repeats_is_no_stranger(monkeypatch):
+    topics = [
+        data.Document(
+            "topic one", "\n\n".join(f"The {n}th item begins here. The {n}th item ends there." for n in range(3))
+        ),
+        data.Document(
+            "topic two", "\n\n".join(f"The {n}th other comes in. The {n}th item ends there." for n in range(3))
+        ),
+    ]
+    monkeypatch.setattr(data, "language_reference", lambda: topics)
+    monkeypatch.setattr(standins, "HELD_OUT", 0.0)
+    rows = cells(standins.neighbours()["train.tsv"])[1:]
+    told = {
+        label: {(first, second) for _, first, second, said in rows if said == label}
+        for label in ("neighbours", "strangers")
+    }
+    assert len(rows) == 12 and not told["neighbours"] & told["strangers"]
 
 
 def test_returns_asks_for_spans_and_every_other_time_in_vain(library):

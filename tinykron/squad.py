@@ -298,12 +298,12 @@ def _cuts(length: int, room: int, stride: int) -> list[tuple[int, int]]:
 def _fullest(cuts: Sequence[tuple[int, int]]) -> list[list[bool]]:
     """Return for each window, of each of its tokens, whether it has more tokens around it there than anywhere else.
 
-    What counts is the smaller side; between equals, the longer window, then the earlier one.
+    What counts is the smaller side; between equals, the earlier window, which is never the shorter one.
     """
-    best: dict[int, tuple[float, int]] = {}
+    best: dict[int, tuple[int, int]] = {}
     for number, (start, stop) in enumerate(cuts):
         for token in range(start, stop):
-            around = min(token - start, stop - 1 - token) + 0.01 * (stop - start)
+            around = min(token - start, stop - 1 - token)
             if token not in best or around > best[token][0]:
                 best[token] = around, number
     return [[best[token][1] == number for token in range(start, stop)] for number, (start, stop) in enumerate(cuts)]
