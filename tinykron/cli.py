@@ -106,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
     )
-    evaluate.add_argument("--task", metavar="TASK", help=TASK_HELP)
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
     evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
         "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 2048)"
@@ -183,8 +184,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_task(options: argparse.Namespace) -> int:
-    from tinykron import checkpoint, tasks
+    from tinykron import checkpoint, tasks, wikitext
 
+    if options.task == wikitext.NAME:
+        return _evaluate_wikitext(options)
     if options.stride is not None or options.limit is not None:
         raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
     task = tasks.find(options.task)
@@ -200,6 +203,22 @@ def _evaluate_task(options: argparse.Namespace) -> int:
         return 0
     found = tasks.evaluate(model, task, options.data, options.context)
     print(json.dumps(asdict(found) | {"score": found.score}, indent=2) if options.json else tasks.render(found))
+    return 0
+
+
+def _evaluate_wikitext(options: argparse.Namespace) -> int:
+    from tinykron import checkpoint, wikitext
+
+    if options.data is None or options.predict or options.limit is not None:
+        raise TinykronError(f"{wikitext.NAME}: expected --data DIR, and neither --predict nor --limit")
+    model = checkpoint.load(_model_folder(options))
+    words = wikitext.measure(model, options.data, options.split, options.context, options.stride)
+    if options.json:
+        found = words.evaluation
+        costs = {"perplexity": found.perplexity, "words": words.words, "word_perplexity": words.word_perplexity}
+        print(json.dumps(asdict(found) | costs, indent=2))
+    else:
+        print(wikitext.render_words(words))
     return 0
 
 
