@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tinykron as tk
+from tests.glue_files import write
 from tests.helpers import host
 from tests.tiny_tasks import QUICK, SST2, STSB, tiny_bert, write_sst2
 from tests.tiny_training import interrupt
@@ -211,6 +212,16 @@ def test_the_verbs_finetune_evaluate_and_answer(base, capsys, tmp_path):
 
 def asdict_sets(model: Path, base: Path) -> dict:
     return asdict(tasks.evaluate(tk.load(model), SST2, base / "task"))["sets"]
+
+
+def test_a_metric_that_is_not_defined_is_null(base, capsys, tmp_path):
+    head = tasks.fitted(tiny_bert(), STSB, np.random.default_rng(0))
+    head.head.linear.weight.data *= 0.0  # all answers are alike
+    tk.save(head, tmp_path / "constant")
+    options = ["--task", "glue/stsb", "--data", write("glue/stsb", tmp_path / "stsb")]
+    code, out, _ = call(capsys, "eval", tmp_path / "constant", *options, "--json")
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert code == 0 and found["sets"]["dev"] == {"pearson": None, "spearman": None} and found["score"] is None
 
 
 BAD_INPUT = {

@@ -25,9 +25,10 @@ ORDER = """
 errors backend tensor shapes ops fused attention gradcheck nn
 kron.algebra kron.product kron.fit kron.linear kron.compress kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate wikitext train pretrain
-metrics features glue squad_score squad standins tasks task_train finetune info report recipes bench
-cli __init__ __main__
+safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate
+wikitext train pretrain metrics features glue squad_score squad standins tasks task_train finetune
+info report recipes bench
+cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
 EXAMPLES = """\
@@ -26,9 +27,6 @@ examples:
   tinykron bench engine                        the engine beside PyTorch, where that is installed
 a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
 """
-
-TASK_HELP = "glue/sst2, glue/mnli, ...; squad/1.1, squad/2.0; docs/package, docs/neighbours, docs/returns"
-PRESETS = "tiny, bert, kroneckerbert, kroneckerbert8, kroneckerbert21"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,18 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = verb("finetune", _finetune, "fine-tune a BERT on a labelled task")
     takes_model(tune)
-    tune.add_argument("--task", metavar="TASK", default="docs/package", help=f"{TASK_HELP} (default docs/package)")
-    tune.add_argument("--data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
-    tune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
-    tune.add_argument("--preset", metavar="NAME", help=f"settings: {PRESETS} (default tiny without a MODEL, else bert)")
-    tune.add_argument("--lr", type=float, nargs="+", metavar="LR", help="learning rates to try, in place of a preset's")
-    tune.add_argument("--epochs", type=int, metavar="N", help="at most; the best one is kept")
-    tune.add_argument("--batch", type=int, metavar="N", help="examples of a step")
-    tune.add_argument("--accumulate", type=int, metavar="N", help="parts of a batch, one after the other in memory")
-    tune.add_argument("--context", type=int, metavar="N", help="most tokens of an example")
-    tune.add_argument("--patience", type=int, metavar="N", help="epochs without a better score before it stops")
-    tune.add_argument("--seeds", type=int, default=1, metavar="N", help="to try with each learning rate (default 1)")
-    tune.add_argument("--class-weights", action="store_true", default=None, help="let all classes count alike")
+    finetune_options(tune)
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
@@ -170,7 +157,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from tinykron import checkpoint, evaluate
 
     if options.task:
-        return _evaluate_task(options)
+        from tinykron import cli_tasks
+
+        return cli_tasks.evaluate(options, _model_folder(options, cli_tasks.shipped(options.task)))
     if options.predict:
         raise TinykronError("--predict: expected a --task whose test set is to be answered")
     model = checkpoint.load(_model_folder(options))
@@ -183,66 +172,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate_task(options: argparse.Namespace) -> int:
-    from tinykron import checkpoint, tasks, wikitext
-
-    if options.task == wikitext.NAME:
-        return _evaluate_wikitext(options)
-    if options.stride is not None or options.limit is not None:
-        raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
-    task = tasks.find(options.task)
-    model = checkpoint.load(_model_folder(options, "bert-tiny"))
-    if options.predict:
-        files = tasks.answer_files(model, task, options.data, options.context)
-        folder = Path(options.predict)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        written = [str(folder / name) for name in files]
-        print(json.dumps({"written": written}) if options.json else "\n".join(written))
-        return 0
-    found = tasks.evaluate(model, task, options.data, options.context)
-    print(json.dumps(asdict(found) | {"score": found.score}, indent=2) if options.json else tasks.render(found))
-    return 0
-
-
-def _evaluate_wikitext(options: argparse.Namespace) -> int:
-    from tinykron import checkpoint, wikitext
-
-    if options.data is None or options.predict or options.limit is not None:
-        raise TinykronError(f"{wikitext.NAME}: expected --data DIR, and neither --predict nor --limit")
-    model = checkpoint.load(_model_folder(options))
-    words = wikitext.measure(model, options.data, options.split, options.context, options.stride)
-    if options.json:
-        found = words.evaluation
-        costs = {"perplexity": found.perplexity, "words": words.words, "word_perplexity": words.word_perplexity}
-        print(json.dumps(asdict(found) | costs, indent=2))
-    else:
-        print(wikitext.render_words(words))
-    return 0
-
-
 def _finetune(options: argparse.Namespace) -> int:
-    from dataclasses import replace
+    from tinykron import cli_tasks
 
-    from tinykron import finetune, tasks
-
-    task = tasks.find(options.task)
-    lrs, settings = finetune.preset(options.preset or ("bert" if options.model else "tiny"), task)
-    names = ("epochs", "batch", "accumulate", "context", "patience", "class_weights", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    folder = _model_folder(options, "bert-tiny")
-    found = finetune.finetune(
-        folder, task, options.out, options.data, replace(settings, **given), options.lr or lrs, options.seeds
-    )
-    if found is None:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    if options.json:
-        print(json.dumps(asdict(found) | {"out": options.out}, indent=2))
-    else:
-        print("\n".join([*finetune.summary(found.runs), tasks.render(found.saved)]))
-    return 0
+    return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
 
 
 def _run(options: argparse.Namespace) -> int:
