@@ -27,9 +27,10 @@ kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators k
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint distill exits generate optim data masking evaluate train pretrain
-tasks info compress report recipes reproduce bench
-cli __init__ __main__
+safetensors_file tokenizer hub checkpoint distill exits generate optim data masking evaluate
+wikitext train pretrain metrics features glue squad_score squad standins tasks task_train finetune
+info compress report recipes reproduce bench
+cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
 EXAMPLES = """\
@@ -20,6 +21,8 @@ examples:
   tinykron compress MODEL --params 0.5 --out DIR  half the parameters: planned, fitted to a text, measured
   tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
+  tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
+  tinykron eval my-bert --task docs/package    how well it does at that
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
@@ -117,14 +120,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     compress.add_argument("--dry-run", action="store_true", help="say sizes and memory, and do nothing")
 
-    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text")
+    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text, or does at a labelled task")
     takes_model(evaluate)
-    evaluate.add_argument("--data", metavar="TEXT", help="text file or folder (default: what training held out)")
+    evaluate.add_argument(
+        "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
+    )
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
+    evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
         "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 2048)"
     )
     evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
+
+    tune = verb("finetune", _finetune, "fine-tune a BERT on a labelled task")
+    takes_model(tune)
+    finetune_options(tune)
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
@@ -151,11 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of the model that a verb was given, or of the shipped one."""
+def _model_folder(options: argparse.Namespace, shipped: str = "gpt2-tiny") -> Path:
+    """Return the folder of the model that a verb was given, or of a shipped one."""
     from tinykron import data, hub
 
-    return hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+    return hub.resolve(options.model, options.download) if options.model else data.weights_folder(shipped)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -170,6 +182,12 @@ def _info(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from tinykron import checkpoint, evaluate
 
+    if options.task:
+        from tinykron import cli_tasks
+
+        return cli_tasks.evaluate(options, _model_folder(options, cli_tasks.shipped(options.task)))
+    if options.predict:
+        raise TinykronError("--predict: expected a --task whose test set is to be answered")
     model = checkpoint.load(_model_folder(options))
     found = evaluate.evaluate(model, options.data, options.context, options.stride, options.limit)
     if options.json:
@@ -202,6 +220,12 @@ def _compress(options: argparse.Namespace) -> int:
         return 0
     print(json.dumps(outcome.as_dict(), indent=2) if options.json else compress.render(outcome))
     return 0 if all(outcome.promises.values()) else 1
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from tinykron import cli_tasks
+
+    return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
 
 
 def _run(options: argparse.Namespace) -> int:
