@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import tinykron as tk
 from tests.helpers import assert_close, host
+from tinykron.continuation import TextStream
 from tinykron.errors import DataError, ShapeError, TinykronError
-from tinykron.generate import TextStream
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.nn import Linear
 

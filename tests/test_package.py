@@ -25,7 +25,9 @@ ORDER = """
 errors backend tensor shapes ops fused attention gradcheck nn
 kron.algebra kron.product kron.fit kron.linear kron.compress kron.__init__
 models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate train pretrain
+safetensors_file tokenizer hub checkpoint distill exits
+sampling continuation partial speculate bitexact generate
+optim progress data masking evaluate train pretrain
 tasks info report recipes bench
 cli __init__ __main__
 """.split()

@@ -74,6 +74,13 @@ class LayerCache:
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
+    def realign(self, moves: Sequence[tuple[int, int, int, int]], length: int) -> None:
+        """Move positions within rows, (row, from, to, how many) each, then keep the first `length` positions."""
+        for array in (self.keys, self.values) if self.length else ():
+            for row, source, target, count in moves:
+                array[row, :, target : target + count] = array[row, :, source : source + count].copy()
+        self.length = length
+
 
 class KVCache:
     """One LayerCache per layer, for a whole generation of at most `capacity` positions."""
