@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 import tinykron as tk
+from tests.decoders import full_logits, tiny_gpt2
 from tests.helpers import assert_close
-from tests.test_generate import full_logits, tiny_gpt2
 from tinykron.models.gpt2 import GPT2
 from tinykron.sampling import distribution, draw
 

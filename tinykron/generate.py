@@ -207,10 +207,17 @@ def _thresholds(confidence: Mapping[int, float] | None, skipped: str, depth: int
             raise TinykronError(f'skipped: "{skipped}" says how confidence exits leave their keys; none are given')
         return None
     for blocks, threshold in confidence.items():
-        check_exit(blocks, depth - 1, "confidence")
+        _below(blocks, depth, "confidence")
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0.0 <= threshold <= 1.0:
             raise TinykronError(f"confidence: expected a threshold in [0, 1] for exit {blocks}, found {threshold!r}")
     return {int(blocks): float(threshold) for blocks, threshold in confidence.items()}
+
+
+def _below(exit: Any, depth: int, name: str) -> int:
+    """Return an exit above which there are blocks."""
+    if depth == 1:
+        raise TinykronError(f"{name}: exit 1 has no exit below it")
+    return check_exit(exit, depth - 1, name)
 
 
 def _draft(
@@ -226,7 +233,7 @@ def _draft(
     if draft_length is not None:
         whole("draft_length", draft_length, 1)
     if not isinstance(draft, Module):
-        return check_exit(draft, depth - 1, "draft")
+        return _below(draft, depth, "draft")
     if not hasattr(draft, "cache"):
         raise TinykronError(f"draft: a {type(draft).__name__} is no causal language model")
     if draft.config.vocab_size != model.config.vocab_size:  # type: ignore[attr-defined]

@@ -111,6 +111,7 @@ class Attention(Module):
         self.heads, self.groups = heads, groups or heads
         self.head_width = head_width or width // heads
         self.causal = causal
+        self.attend: Callable[..., Any] = attention  # bit-exact decoding puts its own in its place
         self.query = Linear(width, heads * self.head_width, bias, generator)
         self.key = Linear(width, self.groups * self.head_width, bias, generator)
         self.value = Linear(width, self.groups * self.head_width, bias, generator)
@@ -136,7 +137,7 @@ class Attention(Module):
         if angles is not None:
             q_BHTK, k_BGTK = rotary(q_BHTK, *angles), rotary(k_BGTK, *angles)
         keys, values = (k_BGTK, v_BGTK) if cache is None else cache.append(k_BGTK.data, v_BGTK.data)
-        mixed = attention(
+        mixed = self.attend(
             q_BHTK,
             keys,
             values,
