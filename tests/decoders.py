@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import tinykron as tk
 from tests.helpers import host
+from tinykron.data import shipped_folder
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.models.llama import Llama, LlamaConfig
 
 CONTEXT = 32
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def tiny_gpt2(seed: int, vocabulary: int = 40, spread: float = 12.0, **config: Any) -> GPT2:
@@ -27,8 +31,9 @@ def tiny_gpt2(seed: int, vocabulary: int = 40, spread: float = 12.0, **config: A
 
 def tiny_llama(seed: int, vocabulary: int = 40, spread: float = 12.0, **config: Any) -> Llama:
     """A random LLaMA of the same kind: two query heads share a key head."""
-    settings = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, **config}
-    made = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=CONTEXT, num_key_value_heads=2, **settings)
+    settings = {"max_position_embeddings": CONTEXT, "hidden_size": 16, "intermediate_size": 24, **config}
+    settings = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, **settings}
+    made = LlamaConfig(vocab_size=vocabulary, **settings)
     model = Llama(made, np.random.default_rng(seed))
     for parameter in model.parameters():
         if parameter.ndim == 2:
@@ -46,6 +51,14 @@ def deep(family: str, seed: int, layers: int = 4, **config: Any) -> Any:
         block.attention.output.weight.data *= 0.3
         block.mlp.down.weight.data *= 0.3
     return model
+
+
+def trained(name: str) -> Any:
+    """A shipped model, or a story model from beside the repository; skips where that is not."""
+    folder = shipped_folder("weights") / name if name.endswith("tiny") else DATA / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here: the story models are no part of this repository")
+    return tk.load(folder)
 
 
 def full_logits(model: Any, ids: list[int], exit: int | None = None) -> np.ndarray:

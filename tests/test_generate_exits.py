@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tinykron as tk
-from tests.decoders import deep, greedy, greedy_by_confidence, tiny_gpt2
+from tests.decoders import deep, greedy, greedy_by_confidence, tiny_gpt2, trained
 from tests.test_partial import counting
 from tinykron import kron
-from tinykron.data import shipped_folder
 from tinykron.errors import TinykronError
 from tinykron.generate import Trace
 from tinykron.nn import Linear
 
 FAMILIES = ["gpt2", "llama"]
 PROMPTS = [[5, 9, 1, 30, 12, 8], [7], [3, 3, 39]]
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def new_tokens(ids_BS: np.ndarray, count: int) -> list[list[int]]:
@@ -200,7 +197,7 @@ def test_a_prompt_that_fills_the_context_and_one_token_to_go(device):
 
 def test_drafting_streams_each_token():
     model = deep("gpt2", 14, vocabulary=2048)
-    model.tokenizer = tk.load(shipped_folder("weights") / "gpt2-tiny").tokenizer
+    model.tokenizer = trained("gpt2-tiny").tokenizer
     pieces: list[str] = []
     ids = tk.generate(model, [5, 6], 20, draft=2, stream=pieces.append)[0]
     assert len(pieces) > 1
@@ -227,10 +224,7 @@ def test_damaged_weights_are_found_in_drafts_too():
     ("name", "exits"), [("gpt2-tiny", (4, 6)), ("llama-tiny", (4, 6)), ("stories260K", (3,)), ("stories15M", (4,))]
 )
 def test_greedy_drafting_changes_no_token_of_200_texts(name, exits):
-    folder = shipped_folder("weights") / name if name.endswith("tiny") else DATA / name
-    if not folder.exists():
-        pytest.skip(f"{folder} is not here: a story model that is no part of this repository")
-    model = tk.load(folder)
+    model = trained(name)
     prompts_BT = np.random.default_rng(0).integers(3, model.config.vocab_size, (200, 4))
     plain = tk.generate(model, prompts_BT, 64, stop=())
     for exit in exits:

@@ -130,7 +130,7 @@ CASES = [
 ]
 LARGER = [
     pytest.param(vocabulary, most, length, (), False, marks=pytest.mark.slow)
-    for vocabulary, most in ((2, 7), (3, 4), (4, 3))
+    for vocabulary, most in ((2, 6), (3, 4), (4, 3))
     for length in (2, 4, None)
 ]
 

@@ -22,6 +22,7 @@ from tinykron.errors import TinykronError
 from tinykron.fused import MASKED, _softmax_rows
 from tinykron.models.transformer import Decoder
 from tinykron.nn import Module
+from tinykron.sampling import whole
 from tinykron.tensor import Function, Tensor, no_grad
 
 BUCKET = 16  # keys go in multiples of this
@@ -38,6 +39,7 @@ def bit_exact(model: AnyDecoder, rows: int = 8) -> AnyDecoder:
     The copy is for decoding: it takes several times as long, and has gradients no further than its last attention.
     Raises TinykronError, naming the layer, where the promise cannot be kept.
     """
+    whole("rows", rows, 1)
     if not isinstance(model, Decoder):
         raise TinykronError(f"bit_exact: a {type(model).__name__} is no causal language model")
     shared = {id(kept): kept for kept in (*model.parameters(), model.tokenizer)}

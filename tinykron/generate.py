@@ -5,8 +5,8 @@ Letters: B batch, T prompt positions, N new tokens, S all positions, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.exits import confidence as confidence_of
 from tinykron.fused import check_range
 from tinykron.models.transformer import check_exit
-from tinykron.nn import Module
+from tinykron.nn import Module, evaluating
 from tinykron.partial import PartialPass
 from tinykron.sampling import Sampler, whole
 from tinykron.speculate import Window, speculate
@@ -103,7 +103,7 @@ def generate(
     trace = trace or Trace()
     with ExitStack() as stack:
         for each in {id(each): each for each in (model, drafter) if isinstance(each, Module)}.values():
-            stack.enter_context(_evaluating(each))
+            stack.enter_context(evaluating(each))
         stack.enter_context(no_grad())
         if thresholds is not None:
             _by_confidence(model, texts, depth, thresholds, skipped, sampler, trace)
@@ -115,6 +115,35 @@ def generate(
         _send(stream, text.end())
     trace.depths = texts.depths_BN()
     return texts.ids_BS()
+
+
+def changes(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int = 40, batch: int = 16, **options: Any
+) -> Callable[[Mapping[int, float]], np.ndarray]:
+    """Return a function of confidence thresholds that says which prompts' greedy text they change: (P,) booleans.
+
+    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, as in `generate`; `batch` prompts go at once.
+    """
+
+    def written(thresholds: Mapping[int, float]) -> list[list[int]]:
+        texts = []
+        for start in range(0, len(prompts), batch):
+            part, trace = list(prompts[start : start + batch]), Trace()
+            ids_BS = generate(model, part, max_new_tokens, confidence=thresholds, trace=trace, **options)
+            lengths_B = (trace.depths > 0).sum(axis=1)  # a row that ended repeats its last token until all have
+            new_BN = ids_BS[:, ids_BS.shape[1] - trace.depths.shape[1] :]
+            texts += [row[:length].tolist() for row, length in zip(new_BN, lengths_B, strict=True)]
+        return texts
+
+    full: list[list[int]] = []
+
+    def changed(thresholds: Mapping[int, float]) -> np.ndarray:
+        if not full:
+            full.extend(written({}))
+        pairs = zip(written(thresholds), full, strict=True)
+        return np.array([early != late for early, late in pairs])
+
+    return changed
 
 
 # Ways to decode -------------------------------------------------------------------------------------------------------
@@ -327,15 +356,3 @@ def _text_stream(model: Any, stream: Any, batch: int) -> TextStream | None:
 def _send(stream: Callable[[str], object], piece: str) -> None:
     if piece:
         stream(piece)
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """Switch dropout off for a block; every module gets back the mode it had."""
-    before = [(module, module.training) for _, module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
