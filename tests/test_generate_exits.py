@@ -163,6 +163,17 @@ def test_a_model_whose_exit_drafts_for_another_exit(family):
     assert new_tokens(found, 12) == [greedy(model, prompt, 12, 3)[-12:] for prompt in PROMPTS]
 
 
+def test_angles_that_depend_on_the_length_are_those_of_plain_decoding():
+    """Scaled "dynamic", a key beyond the first context keeps the angle of the length at which it came."""
+    rope = {"max_position_embeddings": 12, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    for seed in range(3):
+        model, trace = deep("llama", seed, **rope), Trace()
+        plain = tk.generate(model, [1, 2, 3], 20)
+        for options in ({"draft": 2}, {"draft": deep("llama", seed)}, {"confidence": {1: 1.0}}):
+            assert tk.generate(model, [1, 2, 3], 20, trace=trace, **options).tolist() == plain.tolist()
+    assert model.context == 24
+
+
 @pytest.mark.parametrize("length", [3, None])
 def test_a_drafted_row_does_not_depend_on_its_neighbours(length):
     model = deep("llama", 11)

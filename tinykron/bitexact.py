@@ -1,11 +1,11 @@
 """Logits whose bits do not depend on how many tokens are computed at once.
 
 A matrix product of one row takes other steps than one of five, and ends in other last bits: a pass that checks several
-tokens may then prefer the other of two that are almost equally likely. Here all products have one shape, however many
-the tokens: eight rows, padded with zeros; of the keys, those up to the next multiple of 16 behind a token's own place.
+tokens may then prefer the other of two that are almost equally likely. Here no product's shape depends on the number
+of tokens: layers take eight rows at once, padded with zeros, and each query attends alone to the keys up to its own.
 He et al. 2025 call such kernels batch-invariant.
 
-Letters: B batch, T query time, S slots, H heads, G key heads, M heads of a group, K head width, P keys with padding.
+Letters: B batch, T query time, S key time, H heads, G key heads, M heads of a group, K head width.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import numpy as np
 from tinykron import shapes
 from tinykron.backend import Array, to_device, to_host
 from tinykron.errors import TinykronError
-from tinykron.fused import MASKED, _softmax_rows
+from tinykron.fused import _softmax_rows
 from tinykron.models.transformer import Decoder
 from tinykron.nn import Module
 from tinykron.sampling import whole
 from tinykron.tensor import Function, Tensor, no_grad
 
-BUCKET = 16  # keys go in multiples of this
 TRIALS = 3  # rows whose result is compared at every place of a block
 
 AnyDecoder = TypeVar("AnyDecoder", bound=Decoder)
@@ -137,22 +136,12 @@ class RowByRow(Function):
                 seen = (
                     slice(0, stop) if mask is None else to_device(np.flatnonzero(mask[row, :stop]), self.backend.name)
                 )
-                k_GPK, count = _bucket(xp, k_BGSK[row][:, seen])
-                v_GPK, _ = _bucket(xp, v_BGSK[row][:, seen])
-                if count:  # a query of the padding sees nothing
-                    scores_GMP = scaled_BTGMK[row, query] @ k_GPK.swapaxes(1, 2)
-                    scores_GMP[:, :, count:] = MASKED
-                    _softmax_rows(xp, scores_GMP, scores_GMP)
-                    out_BTGMK[row, query] = scores_GMP @ v_GPK
+                k_GSK, v_GSK = (xp.ascontiguousarray(x_BGSK[row][:, seen]) for x_BGSK in (k_BGSK, v_BGSK))
+                if k_GSK.shape[1]:  # a query of the padding sees nothing
+                    scores_GMS = scaled_BTGMK[row, query] @ k_GSK.swapaxes(1, 2)
+                    _softmax_rows(xp, scores_GMS, scores_GMS)
+                    out_BTGMK[row, query] = scores_GMS @ v_GSK
         return out_BTGMK.reshape(batch, queries, heads, -1).swapaxes(1, 2)
-
-
-def _bucket(xp: Any, x_GSK: Array) -> tuple[Array, int]:
-    """Return keys or values with zeros up to the next multiple of BUCKET, and how many they are."""
-    count = x_GSK.shape[1]
-    x_GPK = xp.zeros((x_GSK.shape[0], -(-count // BUCKET) * BUCKET, x_GSK.shape[2]), dtype=x_GSK.dtype)
-    x_GPK[:, :count] = x_GSK
-    return x_GPK, count
 
 
 def attend(

@@ -101,11 +101,10 @@ def speculate(
             accepted = len(tokens) - 1
             tally.drafted[row] += limit
             tally.accepted[row] += accepted
-            if limit:
-                window.learn(row, limit, accepted)
+            window.learn(row, limit, accepted)
             texts.add(row, tokens, depth)
         tally.rounds += 1
-        for side in (target, draft) if separate else (target,):
+        for side in (target, draft):  # to one and the same, the second time changes nothing
             side.realign(texts.lengths_B)
     return tally
 

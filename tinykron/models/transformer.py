@@ -75,7 +75,10 @@ class LayerCache:
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
     def realign(self, moves: Sequence[tuple[int, int, int, int]], length: int) -> None:
-        """Move positions within rows, (row, from, to, how many) each, then keep the first `length` positions."""
+        """Move positions within rows, (row, from, to, how many) each, then keep the first `length` positions.
+
+        From and to may overlap, hence the copy: on a GPU the order of an assignment is open.
+        """
         for array in (self.keys, self.values) if self.length else ():
             for row, source, target, count in moves:
                 array[row, :, target : target + count] = array[row, :, source : source + count].copy()
