@@ -104,6 +104,12 @@ def test_the_order_of_the_factors_is_the_cheapest(shapes: list[tuple[int, int]])
     assert multiplications(order) == min(map(multiplications, permutations(order)))
 
 
+def test_a_column_times_a_row_is_never_spread_out_first() -> None:
+    k, x = Kron(np.ones((2000, 1)), np.ones((1, 2000))), np.ones(2000)
+    assert (k @ x == 2000.0).all()
+    assert peak(lambda k: k @ x, k) < 10 * x.nbytes
+
+
 # What a square product of factors that are not square is --------------------------------------------------------------
 
 
@@ -157,6 +163,20 @@ def test_factors_each_of_full_rank_whose_product_has_less_in_float32() -> None:
     assert Kron(factor).rank() == 2 and k.rank() == np.linalg.matrix_rank(k.dense()) == 3
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_cutoffs_are_shares_of_the_largest_value(device: str, scale: float) -> None:
+    k = Kron(to_device(np.diag([3.0, 2.0, 0.0])), normal(2, 2)) * scale
+    assert k.rank() == 4
+    assert_equal(k.pinv().dense() * scale, np.linalg.pinv(host(k.dense()) / scale), np.float64)
+
+
+def test_a_common_cutoff_for_three_factors(device: str) -> None:
+    one, two, three = np.diag([1.0, 0.0]), np.diag([1.0, 2.0, 4.0]), np.ones((3, 2))
+    found = Kron(*map(to_device, (one, two, three))).pinv()
+    assert isinstance(found, Kron)
+    assert_equal(found.dense(), np.linalg.pinv(reduce(np.kron, (one, two, three))), np.float64)
+
+
 def test_the_pseudo_inverse_of_zero_is_zero(device: str) -> None:
     k = Kron(normal(2, 3) * 0.0, normal(4, 5))
     assert_equal(k.pinv().dense(), np.zeros((15, 8)), np.float64)
@@ -164,6 +184,11 @@ def test_the_pseudo_inverse_of_zero_is_zero(device: str) -> None:
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_power_may_be_a_numpy_number(device: str) -> None:
+    k = Kron(normal(2, 2), normal(3, 3, seed=1))
+    assert_equal((k ** np.int64(2)).dense(), np.linalg.matrix_power(host(k.dense()), 2), np.float64)
 
 
 def test_a_determinant_beyond_a_float(device: str) -> None:
@@ -184,6 +209,12 @@ def test_complex_factors(device: str, of: Matrices) -> None:
     assert_equal((k.H @ k).trace(), complex(np.linalg.norm(dense) ** 2), of.dtype)
     assert_equal(k.norm(), np.linalg.norm(dense), of.dtype)
     assert_equal(k.svd().dense(), dense, of.dtype, 10.0)
+    assert_equal(k.svd().T.dense(), dense.T, of.dtype, 10.0)
+    assert_equal(k.svd().H.dense(), dense.conj().T, of.dtype, 10.0)
+    other = Kron(of.complex_normal(of.p, of.p), of.complex_normal(of.q, of.q))
+    assert_equal(k.inner(other), complex(np.vdot(dense, exact(other.dense()))), of.dtype, np.abs(dense).sum() * 100.0)
+    turn = Kron(*(np.linalg.qr(exact(factor))[0] for factor in k.factors))
+    assert_equal((turn * 2.0).pinv().dense(), 0.5 * turn.dense().conj().T, np.float64)
     hermitian = Kron(*(factor + factor.conj().T for factor in k.factors))
     form = hermitian.eigh()
     assert form.values.dtype == of.dtype
@@ -230,6 +261,8 @@ def test_a_spectral_form_multiplies_and_inverts(device: str, of: Matrices) -> No
 def test_a_singular_spectral_form(device: str) -> None:
     form = Kron(to_device(np.eye(3)), to_device(np.diag([1.0, 0.0]))).eigh()
     assert form.slogdet() == (0.0, -inf)
+    odd = Kron(to_device(np.eye(3)), to_device(np.diag([1.0, -2.0]))).eigh()
+    assert odd.slogdet() == (pytest.approx(-1.0), pytest.approx(3 * np.log(2.0)))
     with pytest.raises(TinykronError, match=r"Spectral\(6x6\) is singular: one of its values is 0"):
         form.inverse()
     with pytest.raises(TinykronError, match=r"Spectral\(6x6\) @ Spectral\(6x6\) has no Kronecker form"):
@@ -310,6 +343,17 @@ def test_complex_sylvester_equations(device: str) -> None:
     assert_equal(operator.solve(b), np.linalg.solve(dense, host(b)), np.float64, 10.0)
     assert_equal(operator.H.dense(), dense.conj().T, np.float64)
     assert_equal(operator.det(), complex(np.linalg.det(dense)), np.float64)
+
+
+def test_the_sign_of_a_kronecker_sum(device: str) -> None:
+    signs = set()
+    for seed in range(12):
+        operator = KroneckerSum(normal(2, 2, seed=seed), normal(3, 3, seed=seed + 50))
+        sign, logarithm = np.linalg.slogdet(host(operator.dense()))
+        assert operator.slogdet() == (sign, pytest.approx(logarithm))
+        assert operator.det() == pytest.approx(np.linalg.det(host(operator.dense())))
+        signs.add(operator.slogdet()[0])
+    assert signs == {-1.0, 1.0}
 
 
 def test_a_kronecker_sum_that_is_singular_or_no_square(device: str) -> None:

@@ -137,11 +137,12 @@ def test_factors_that_are_not_symmetric(device: str, bad: list) -> None:
 
 def test_dense_is_in_c_order_and_never_the_factor_itself(device: str) -> None:
     a, b = (to_device(np.arange(12.0).reshape(shape)) for shape in ((3, 4), (4, 3)))
-    for view in non_contiguous(a):
-        for k in (Kron(view), Kron(view, b), Kron(b, view), Kron(view[:, :1], b[:1]), Kron(view) + Kron(view)):
-            dense = k.dense()
-            assert dense.flags.c_contiguous
-            dense[0, 0] = -1.0
+    for one in (a, *non_contiguous(a)):
+        for two in (b, *non_contiguous(b)):
+            for k in (Kron(one), Kron(one, two), Kron(one[:1], two), Kron(one[:, :1], two[:1]), Kron(one) + Kron(one)):
+                dense = k.dense()
+                assert dense.flags.c_contiguous
+                dense[0, 0] = -1.0
     assert host(a)[0, 0] == host(b)[0, 0] == 0.0
 
 
