@@ -26,7 +26,7 @@ errors backend tensor shapes ops fused attention gradcheck nn
 kron.algebra kron.order kron.product kron.fit kron.linear kron.compress kron.__init__
 models.transformer models.gpt2 models.bert models.llama models.__init__
 safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate train pretrain
-tasks info report recipes bench
+tasks info report recipes bench bench_kron
 cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
