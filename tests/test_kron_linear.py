@@ -133,8 +133,7 @@ def test_kron_linear_refuses_an_unknown_plan() -> None:
         kron_linear(np.ones(12), np.ones((1, 2, 4)), np.ones((1, 5, 3)), plan="best")
 
 
-def test_what_is_kept_for_the_backward_pass_is_the_inputs() -> None:
-    """Not the products of the first factor, which are R times as wide."""
+def test_wide_products_of_the_first_factor_are_not_kept_for_the_backward_pass() -> None:
     x, a, b = leaves(*(np.ones(shape, np.float32) for shape in [(512, 64), (8, 4, 8), (8, 16, 8)]))
     tracemalloc.start()
     y = kron_linear(x, a, b, plan="factors")
@@ -210,7 +209,9 @@ def test_the_plan_of_a_layer_is_its_way_to_multiply(monkeypatch: Any, kind: Any,
     inputs, outputs = (12, 20) if kind is kron.KronLinear else (20, 12)
     layer, orders = kind(12, 20, (4, 3) if kind is kron.KronLinear else (4, 4), terms=8), []
     forward = product.forward
-    monkeypatch.setattr(product, "forward", lambda order, *arrays: orders.append(order) or forward(order, *arrays))
+    monkeypatch.setattr(
+        product, "forward", lambda order, *rest, **keep: orders.append(order) or forward(order, *rest, **keep)
+    )
     multiply = layer if kind is kron.KronLinear else layer.project
     x = tk.Tensor(np.ones((400, inputs), np.float32))  # with so many terms and rows, the dense matrix is worth building
     assert layer.plan == expected

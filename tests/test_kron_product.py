@@ -107,7 +107,11 @@ def test_every_plan_gives_the_same(device: str, product: Product, plan: Any) -> 
 def check_gradients(backward: Any, order: Any, a: Any, b: Any, x: Any, grad: Any) -> None:
     """The gradients are those of the dense layer, pulled back to the factors; identities 81 to 84."""
     (terms, m, n), (_, p, q) = a.shape, b.shape
-    grads = backward(order, *map(to_device, (a, b, x.reshape(-1, n, q), grad.reshape(-1, m, p))))
+    inputs = [to_device(array) for array in (a, b, x.reshape(-1, n, q), grad.reshape(-1, m, p))]
+    grads = backward(order, *inputs)
+    _, z = product.forward(order, *inputs[:3], keep=True)
+    for found, again in zip(backward(order, *inputs, z), grads, strict=True):
+        assert_close(found, host(again))
     r = rearrange(grad.T @ x, (m, n))
     expected = [grad @ KronPair(a, b).dense(), b.reshape(terms, -1) @ r.T, a.reshape(terms, -1) @ r]
     for found, wanted, shape in zip(grads, expected, (x.shape, a.shape, b.shape), strict=True):
@@ -150,12 +154,24 @@ def test_both_layouts_are_tested() -> None:
     assert min(BLOCK_ELEMENTS // pair.block for pair in layouts if type(pair) is product.ByRows) * 50 > 200
 
 
-def without_a_block(order: Any, a: Any, b: Any, x: Any, grad: Any) -> Any:
+def test_what_is_kept_is_no_wider_than_x_and_y_together(device: str) -> None:
+    for sizes, terms, expected in [((5, 4, 3, 2), 1, True), ((5, 4, 3, 2), 2, False), ((4, 9, 12, 11), 1, True)]:
+        m, n, p, q = sizes
+        a, b, x = (to_device(np.ones(shape)) for shape in [(terms, m, n), (terms, p, q), (6, n, q)])
+        width = terms * n * p
+        assert expected == (width <= n * q + m * p)
+        for keep in (True, False):
+            z = product.forward("b_first", a, b, x, keep)[1]
+            assert (z is not None and z.size == 6 * width) == (expected and keep)
+    assert product.forward("dense", a, b, x, True)[1] is None
+
+
+def without_a_block(order: Any, a: Any, b: Any, x: Any, grad: Any, z: Any = None) -> Any:
     grad_x, grad_a, grad_b = product.backward(order, a, b, x, grad)
     return grad_x, product.backward(order, a, b, x[1:], grad[1:])[1], grad_b
 
 
-def crossed_gradients(order: Any, a: Any, b: Any, x: Any, grad: Any) -> Any:
+def crossed_gradients(order: Any, a: Any, b: Any, x: Any, grad: Any, z: Any = None) -> Any:
     grad_x, grad_a, grad_b = product.backward(order, a, b, x, grad)
     return grad_x, grad_a[::-1], grad_b
 
@@ -191,7 +207,7 @@ def peak_of(plan: str, backward: bool) -> int:
     x_TNQ = x.reshape(4, 256, 8)
     tracemalloc.start()
     if backward:
-        product.backward(order_of(plan, a, b, 4, "backward", "cpu"), a, b, x_TNQ, x_TNQ)
+        product.backward(order_of(plan, a, b, 4, "training", "cpu"), a, b, x_TNQ, x_TNQ)
     else:
         kron.apply(a, b, x, plan)
     peak = tracemalloc.get_traced_memory()[1]

@@ -30,7 +30,7 @@ models.transformer models.gpt2 models.bert_config models.bert models.llama model
 safetensors_file tokenizer hub checkpoint distill exits
 sampling continuation partial speculate bitexact generate
 optim data masking evaluate wikitext train pretrain metrics features glue squad_score squad standins tasks task_train
-finetune info compress report recipes reproduce bench
+finetune info compress report recipes reproduce bench bench_kron
 cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops

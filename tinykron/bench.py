@@ -30,6 +30,7 @@ import numpy as np
 from tinykron import backend, checkpoint
 from tinykron.data import shipped_folder
 from tinykron.errors import TinykronError
+from tinykron.kron.order import processor
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.progress import Progress
 
@@ -126,7 +127,7 @@ def engine(
     if config not in CONFIGS:
         raise TinykronError(f'bench: configuration "{config}", expected one of {", ".join(CONFIGS)}')
     batch, length = train_shape
-    _at_least_one(threads=threads, repeats=repeats, batch=batch, time=length)
+    at_least_one(threads=threads, repeats=repeats, batch=batch, time=length)
     tasks = [
         Task("forward 1x256", "forward", 1, 256, target=0.95),
         Task("forward 8x128", "forward", 8, 128, target=0.95),
@@ -153,7 +154,7 @@ def decode(
     model  folder of any family that generates; both engines must write the same `new` tokens
     The limit shown for loading is reading the files; for decoding, the matrix products.
     """
-    _at_least_one(threads=threads, repeats=repeats, new=new)
+    at_least_one(threads=threads, repeats=repeats, new=new)
     tasks = [
         Task("loading", "load", 1, 1),
         Task("decoding at batch 1, a token", "decode", 1, 4, new=new, target=2.0),
@@ -161,7 +162,7 @@ def decode(
     return _measured(Path(model), tasks, threads, repeats, device, peer, attention)
 
 
-def _at_least_one(**numbers: int) -> None:
+def at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise TinykronError(f"bench: {name}: found {number}, expected at least 1")
@@ -188,16 +189,16 @@ def _measured(
     with ExitStack() as stack:
         workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tinykron-bench-")))
         options = {"folder": str(folder), "device": device, "threads": threads, "attention": attention}
-        ours = stack.enter_context(_process("ours", scripts / "engine_tinykron.py", options, workspace))
-        theirs = stack.enter_context(_process("theirs", Path(peer), options, workspace)) if peer else None
-        machine = _machine(threads) | ours.description | (theirs.description if theirs else {})
+        ours = stack.enter_context(running("ours", scripts / "engine_tinykron.py", options, workspace))
+        theirs = stack.enter_context(running("theirs", Path(peer), options, workspace)) if peer else None
+        machine = describe_machine(threads) | ours.description | (theirs.description if theirs else {})
         progress = stack.enter_context(Progress("bench", len(tasks) * (repeats + 1) * turns, "turns"))
         rows = [_row(task, task.request(vocabulary), repeats, ours, theirs, progress) for task in tasks]
     return Report(machine, rows, note)
 
 
 def _row(
-    task: Task, request: dict[str, Any], repeats: int, ours: _Process, theirs: _Process | None, progress: Progress
+    task: Task, request: dict[str, Any], repeats: int, ours: Process, theirs: Process | None, progress: Progress
 ) -> Row:
     """Check that both engines agree on a task, then time them in turns."""
     sides = [(process, do) for process, do in ((ours, "time"), (ours, "products"), (theirs, "time")) if process]
@@ -229,19 +230,15 @@ def _row(
 def _import_row(repeats: int) -> Row:
     """Time `import tinykron`, NumPy included, in new interpreters; the first, which may write bytecode, is dropped."""
     command = [sys.executable, "-c", IMPORT]
-    runs = [subprocess.run(command, env=_environment(1), check=True, capture_output=True) for _ in range(repeats + 1)]
+    runs = [subprocess.run(command, env=environment(1), check=True, capture_output=True) for _ in range(repeats + 1)]
     spread = Spread.of([float(run.stdout) * 1e3 for run in runs[1:]])
     return Row("import tinykron", spread, None, None, None, "<= 300 ms", spread.median <= 300)
 
 
-def _machine(threads: int) -> dict[str, str]:
-    """Describe the machine, as far as both engines share it."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+def describe_machine(threads: int) -> dict[str, str]:
+    """Describe the machine, as far as both processes share it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": str(cores), "threads": str(threads), "python": platform.python_version()}
+    return {"cpu": processor(), "cores": str(cores), "threads": str(threads), "python": platform.python_version()}
 
 
 def render(report: Report) -> str:
@@ -273,7 +270,7 @@ def render(report: Report) -> str:
 # The two processes ----------------------------------------------------------------------------------------------------
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """Return the environment of a process that finds this package and may use so many threads."""
     package = str(Path(__file__).parent.parent)
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -281,8 +278,8 @@ def _environment(threads: int) -> dict[str, str]:
     return os.environ | limits | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
 
 
-class _Process:
-    """An engine in a process of its own."""
+class Process:
+    """A script that answers requests, in a process of its own."""
 
     def __init__(self, script: Path, process: subprocess.Popen[str], log: Path, results: Path) -> None:
         self.script, self.process, self.log, self.results = script, process, log, results
@@ -304,8 +301,8 @@ class _Process:
 
 
 @contextmanager
-def _process(name: str, script: Path, options: dict[str, Any], workspace: Path) -> Iterator[_Process]:
-    """Start an engine and let it load the model; end it with the block."""
+def running(name: str, script: Path, options: dict[str, Any], workspace: Path) -> Iterator[Process]:
+    """Start a script that answers requests, hand it its options, and end it with the block."""
     log = workspace / f"{name}.log"
     with (
         log.open("w", encoding="utf-8") as errors,
@@ -315,12 +312,12 @@ def _process(name: str, script: Path, options: dict[str, Any], workspace: Path) 
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=_environment(options["threads"]),
-        ) as process,
+            env=environment(options["threads"]),
+        ) as started,
     ):
-        worker = _Process(script, process, log, workspace / f"{name}.npy")
+        worker = Process(script, started, log, workspace / f"{name}.npy")
         try:
             worker.description = worker.ask(options | {"results": str(worker.results)})
             yield worker
         finally:
-            process.kill()  # it holds nothing that has to be saved
+            started.kill()  # it holds nothing that has to be saved

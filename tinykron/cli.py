@@ -26,6 +26,7 @@ examples:
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
+  tinykron bench kron                          Kronecker layers beside the dense one, and beside peers
 a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
 """
 
@@ -154,12 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--quick", action="store_true", help="one model and one size, with wider spread")
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
-    subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it"
-    bench.add_argument("subject", choices=("engine", "decode"), help=subjects)
+    subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it; "
+    subjects += "kron: Kronecker layers beside the dense one and beside other packages"
+    bench.add_argument("subject", choices=("engine", "decode", "kron"), help=subjects)
     bench.add_argument("--config", default="gpt2", help='engine: "gpt2" (124M, the default) or "tiny", to try it')
     takes_model(bench, "--model")
     bench.add_argument("--threads", type=int, default=2, metavar="N", help="alike on both sides (default 2)")
-    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="pairs of turns per row (default 5)")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each side, per row (default 5)")
+    bench.add_argument("--full", action="store_true", help="kron: every matrix, shape, number of terms and rows")
     return parser
 
 
@@ -312,8 +315,12 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from tinykron import bench
+    from tinykron import bench, bench_kron
 
+    if options.subject == "kron":
+        found = bench_kron.kron(options.full, options.threads, options.repeats)
+        print(json.dumps(found.as_dict(), indent=2) if options.json else bench_kron.render(found), end="")
+        return 130 if found.interrupted else 0
     if options.subject == "engine":
         report = bench.engine(options.config, options.threads, options.repeats)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinykron import bench
+from tinykron import bench, bench_kron
 from tinykron.data import weights_folder
 
 pytestmark = pytest.mark.oracle
@@ -24,3 +24,12 @@ def test_both_load_and_decode_alike():
     pytest.importorskip("transformers")
     report = bench.decode(weights_folder("gpt2-tiny"), threads=1, repeats=1, device="cpu", new=5)
     assert all(row.theirs.least > 0 and row.ratio.least > 0 for row in report.rows)
+
+
+def test_every_way_of_a_kronecker_layer_agrees():
+    pytest.importorskip("torch")
+    cases = [bench_kron.Case((24, 36), "small", (4, 6), terms, 8, back) for terms in (1, 3) for back in (False, True)]
+    report = bench_kron.kron(threads=1, repeats=1, device="cpu", chosen=cases)
+    for row in report.rows:
+        assert {"dense torch", "torch, built", "einsum", "tinykron"} <= row.times.keys()
+        assert not row.refused

@@ -12,7 +12,7 @@ from typing import Any
 from tinykron.backend import Array, backend_of, by_rows, scatter_add
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
-from tinykron.kron.order import Direction, Order, checked_plan, order_of
+from tinykron.kron.order import Order, Passes, checked_plan, order_of
 from tinykron.nn import INITIAL_STD, Embedding, Generator, Linear, Module, Unset, checked_ids, constant, normal
 from tinykron.tensor import Function, Tensor
 
@@ -22,40 +22,40 @@ from tinykron.tensor import Function, Tensor
 class KronApply(Function):
     """x (..., N*Q) times the transpose of a sum of Kronecker products, plus bias. KroneckerBERT eq. 6.
 
-    `plan` is as for `product.apply`, and holds for both passes: each takes the order that is fastest for it. Only the
-    inputs are kept for the backward pass.
+    `plan` is as for `product.apply`; one order serves both passes. Kept for the backward pass are the inputs, and what
+    lies between the two products unless it is wider than x and y together: that is made again.
     """
 
     def __init__(self, plan: str = "auto") -> None:
         self.plan = checked_plan(plan)
 
     def forward(self, xp, x, a_RMN, b_RPQ, bias=None):
+        training = self.needs[1] or self.needs[2]
         x_TNQ = x.reshape(-1, a_RMN.shape[2], b_RPQ.shape[2])
-        y_TD = product.forward(self._order(a_RMN, b_RPQ, x_TNQ, "forward"), a_RMN, b_RPQ, x_TNQ)
-        self.saved, self.shape = (x_TNQ, a_RMN, b_RPQ), x.shape
+        order = self._order(a_RMN, b_RPQ, x_TNQ, "training" if training else "forward")
+        y_TD, z = product.forward(order, a_RMN, b_RPQ, x_TNQ, keep=training)
+        self.saved, self.order, self.shape = (x_TNQ, a_RMN, b_RPQ, z), order, x.shape
         if bias is not None:
             y_TD = y_TD.astype(self.dtype, copy=False)
             by_rows(lambda block: xp.add(block, bias, out=block), y_TD)
         return y_TD.reshape(*x.shape[:-1], y_TD.shape[1])
 
     def backward(self, xp, grad):
-        x_TNQ, a_RMN, b_RPQ = self.saved
+        x_TNQ, a_RMN, b_RPQ, z = self.saved
         grad_TMP = grad.reshape(-1, a_RMN.shape[1], b_RPQ.shape[1])
+        grad_x = grad_a = grad_b = None
         if self.needs[1] or self.needs[2]:
-            order = self._order(a_RMN, b_RPQ, x_TNQ, "backward")
-            grad_x, grad_a, grad_b = product.backward(order, a_RMN, b_RPQ, x_TNQ, grad_TMP)
-        else:  # frozen factors: dX is a product with the transposed sum, as a forward pass is
+            grad_x, grad_a, grad_b = product.backward(self.order, a_RMN, b_RPQ, x_TNQ, grad_TMP, z)
+        elif self.needs[0]:  # frozen factors: dX is a product with the transposed sum, as a forward pass is
             a_RNM, b_RQP = a_RMN.swapaxes(1, 2), b_RPQ.swapaxes(1, 2)
-            grad_a = grad_b = grad_x = None
-            if self.needs[0]:
-                grad_x = product.forward(self._order(a_RNM, b_RQP, grad_TMP, "forward"), a_RNM, b_RQP, grad_TMP)
+            grad_x, _ = product.forward(self._order(a_RNM, b_RQP, grad_TMP, "forward"), a_RNM, b_RQP, grad_TMP)
         grads = [None if grad_x is None else grad_x.reshape(self.shape), grad_a, grad_b]
         if len(self.needs) == 4:
             grads.append(grad.reshape(-1, grad.shape[-1]).sum(axis=0) if self.needs[3] else None)
         return tuple(grad if needed else None for grad, needed in zip(grads, self.needs, strict=True))
 
-    def _order(self, a: Array, b: Array, x_TNQ: Array, direction: Direction) -> Order:
-        return order_of(self.plan, a, b, len(x_TNQ), direction, backend_of(x_TNQ).name)
+    def _order(self, a: Array, b: Array, x_TNQ: Array, passes: Passes) -> Order:
+        return order_of(self.plan, a, b, len(x_TNQ), passes, backend_of(x_TNQ).name)
 
 
 def kron_linear(x: Any, a: Any, b: Any, bias: Any = None, plan: str = "auto") -> Tensor:

@@ -26,7 +26,7 @@ from tinykron.errors import TinykronError
 
 Order = Literal["a_first", "b_first", "dense"]
 Plan = Literal["auto", "factors", "a_first", "b_first", "dense"]
-Direction = Literal["forward", "backward"]
+Passes = Literal["forward", "training"]
 Sizes = tuple[int, int, int]  # (R, M, N) or (R, P, Q)
 
 FEW = 8  # up to so many columns, a small matrix is too thin for BLAS
@@ -40,30 +40,34 @@ def checked_plan(plan: str) -> str:
     return plan
 
 
-def order_of(plan: str, a: Any, b: Any, rows: int, direction: Direction, device: str) -> Order:
+def order_of(plan: str, a: Any, b: Any, rows: int, passes: Passes, device: str) -> Order:
     """Return the order that a plan stands for: "auto" the fastest, "factors" the fastest that never builds W."""
     if plan in ("auto", "factors"):
-        return choose(a.shape, b.shape, rows, direction, device, plan == "auto")
+        return choose(a.shape, b.shape, rows, passes, device, plan == "auto")
     return plan  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=4096)
-def choose(
-    a: Sizes, b: Sizes, rows: int, direction: Direction = "forward", device: str = "cpu", dense: bool = True
-) -> Order:
+def choose(a: Sizes, b: Sizes, rows: int, passes: Passes = "forward", device: str = "cpu", dense: bool = True) -> Order:
     """Return the fastest order, by the cost model of this machine.
 
-    a, b       shapes (R, M, N) and (R, P, Q)
-    rows       vectors that are multiplied
-    direction  "forward", or "backward": the gradients of the vectors and of both factors
-    dense      whether the dense matrix may be built
+    a, b    shapes (R, M, N) and (R, P, Q)
+    rows    vectors that are multiplied
+    passes  "forward", or "training": with the backward pass, for the gradients of the vectors and of both factors
+    dense   whether the dense matrix may be built
     """
-    return cost_model(device).choose(a, b, rows, direction, dense)
+    return cost_model(device).choose(a, b, rows, passes, dense)
 
 
 def by_columns(terms: int, n: int, p: int, rows: int) -> bool:
     """Whether the layout ByColumns is the better one for B (P, Q) and A (M, N): few columns, or few rows of terms."""
     return p <= FEW or (terms > 1 and rows * p < n)
+
+
+def keeps(terms: int, a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether Z, of R*N*P numbers a row, is kept for the backward pass: where it is no wider than X and Y together."""
+    (m, n), (p, q) = a, b
+    return terms * n * p <= n * q + m * p
 
 
 # The cost model -------------------------------------------------------------------------------------------------------
@@ -79,19 +83,19 @@ class CostModel:
     touch: float = 0.0  # a number that a product reads or writes: what counts in a thin one
     move: float = 0.0  # a number that is copied into another order
 
-    def choose(self, a: Sizes, b: Sizes, rows: int, direction: Direction = "forward", dense: bool = True) -> Order:
+    def choose(self, a: Sizes, b: Sizes, rows: int, passes: Passes = "forward", dense: bool = True) -> Order:
         """Return the order that costs least; of two that cost the same, the first of b_first, a_first, dense."""
-        costs = self.costs(a, b, rows, direction)
+        costs = self.costs(a, b, rows, passes)
         return min((order for order in costs if dense or order != "dense"), key=lambda order: costs[order])
 
-    def costs(self, a: Sizes, b: Sizes, rows: int, direction: Direction = "forward") -> dict[Order, float]:
+    def costs(self, a: Sizes, b: Sizes, rows: int, passes: Passes = "forward") -> dict[Order, float]:
         """Return the seconds that each order takes; the steps are those of `product`."""
         (terms, m, n), (_, p, q) = a, b
-        back = direction == "backward"
+        training = passes == "training"
         return {
-            "b_first": self._factors(terms, (m, n), (p, q), rows, back, swapped=False),
-            "a_first": self._factors(terms, (n, m), (q, p), rows, back, swapped=True),
-            "dense": self._dense(terms, (m, n), (p, q), rows, back),
+            "b_first": self._factors(terms, (m, n), (p, q), rows, training, swapped=False),
+            "a_first": self._factors(terms, (n, m), (q, p), rows, training, swapped=True),
+            "dense": self._dense(terms, (m, n), (p, q), rows, training),
         }
 
     def product(self, rows: int, inner: int, columns: int, stack: int = 1) -> float:
@@ -108,7 +112,7 @@ class CostModel:
         return self.call + self.touch * count * numbers if count > 1 else 0.0
 
     def _factors(
-        self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, back: bool, swapped: bool
+        self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, training: bool, swapped: bool
     ) -> float:
         """Of multiplying by B first; A first is the backward pass of multiplying by B^T first: factors `swapped`."""
         (m, n), (p, q) = a, b
@@ -117,26 +121,30 @@ class CostModel:
             to_y = self.product(p * rows, n, m, terms) + self.sums(terms, rows * m * p) + move
             from_y = self.product(p * rows, m, n, terms) + move
             from_x, to_x = self.product(terms * p, q, rows * n), self.product(rows * n, terms * p, q)
-            grad_a = self.product(m, p * rows, n, terms)
+            grad_a, grad_b = self.product(m, p * rows, n, terms), self.product(p, rows * n, q, terms)
             prepare = 0.0
         else:
             to_y, from_y = self.product(m, n * terms, p, rows), self.product(n * terms, m, p, rows)
             from_x, to_x = self.product(rows * n, q, terms * p), self.product(rows * n, terms * p, q)
             grad_a = self.product(m, p, n * terms, rows) + self.sums(rows, m * n * terms)
+            grad_b = self.product(terms * p, rows * n, q)
             prepare = self.copy(terms * m * n) if terms > 1 else 0.0
         if swapped and terms > 1:
             prepare += self.copy(terms * p * q)
-        if not back:
-            return prepare + (from_y + to_x if swapped else from_x + to_y)
-        return prepare + from_x + from_y + (to_y if swapped else to_x) + grad_a + self.product(terms * p, rows * n, q)
+        first, second = (from_y, to_x) if swapped else (from_x, to_y)
+        if not training:
+            return prepare + first + second
+        again = 0.0 if keeps(terms, a, b) else first
+        return 2 * prepare + again + from_x + from_y + to_x + to_y + grad_a + grad_b
 
-    def _dense(self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, back: bool) -> float:
+    def _dense(self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, training: bool) -> float:
         (m, n), (p, q) = a, b
         merge = self.product(n, terms, q, m * p) + self.copy(terms * (m * n + p * q))
-        if not back:
-            return merge + self.product(rows, n * q, m * p)
+        forward = merge + self.product(rows, n * q, m * p)
+        if not training:
+            return forward
         pulled_back = self.copy(m * n * p * q) + self.product(terms, p * q, m * n) + self.product(terms, m * n, p * q)
-        return merge + self.product(rows, m * p, n * q) + self.product(m * p, rows, n * q) + pulled_back
+        return forward + merge + self.product(rows, m * p, n * q) + self.product(m * p, rows, n * q) + pulled_back
 
 
 @cache
@@ -183,13 +191,13 @@ def calibrate(device: str = "cpu", seconds: float = 0.05) -> CostModel:
     call = timed(product, one, one)
     square = timed(product, ones(384, 384), ones(384, 384))
     thin = timed(product, ones(384, 384), ones(384, 4))
-    stack = timed(product, ones(16, 16), ones(256, 16, 16))
+    stack = timed(product, ones(4, 4), ones(512, 4, 4))
     moved = timed(lambda x: xp.ascontiguousarray(x.swapaxes(1, 2)), ones(64, 64, 64))
 
     multiply = max(square - call, 0.0) / 384**3
     touch = max(thin - call - multiply * 384 * 384 * 4, 0.0) / (384 * 384 + 2 * 384 * 4)
     multiply = max(square - call - touch * 3 * 384**2, square / 4) / 384**3
-    matrix = max((stack - call) / 256 - multiply * 16**3 - touch * 3 * 16**2, 0.0)
+    matrix = max((stack - call) / 512 - multiply * 4**3 - touch * 3 * 4**2, 0.0)
     return CostModel(call, matrix, multiply, touch, max(moved - call, 0.0) / 64**3)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tinykron.backend import BLOCK_ELEMENTS, CPU, Array, backend_of, by_rows, thread_count, xp_of
 from tinykron.errors import ShapeError
 from tinykron.kron.algebra import Shape
-from tinykron.kron.order import FEW, Order, by_columns, checked_plan, order_of
+from tinykron.kron.order import FEW, Order, by_columns, checked_plan, keeps, order_of
 
 ALL = 1 << 62  # rows at once
 
@@ -32,7 +32,7 @@ def apply(a: Array, b: Array, x: Array, plan: str = "auto") -> Array:
     check_factors(a, b, x.shape)
     x_TNQ = x.reshape(-1, a.shape[2], b.shape[2])
     order = order_of(checked_plan(plan), a, b, len(x_TNQ), "forward", backend_of(x).name)
-    return forward(order, a, b, x_TNQ).reshape(*x.shape[:-1], a.shape[1] * b.shape[1])
+    return forward(order, a, b, x_TNQ)[0].reshape(*x.shape[:-1], a.shape[1] * b.shape[1])
 
 
 def check_factors(a: Any, b: Any, x_shape: tuple[int, ...]) -> None:
@@ -67,61 +67,69 @@ def merged(a: Array, b: Array) -> Array:
 # Forward and backward, in a given order -------------------------------------------------------------------------------
 
 
-def forward(order: Order, a: Array, b: Array, x_TNQ: Array) -> Array:
-    """Return Y (T, M*P)."""
+def forward(order: Order, a: Array, b: Array, x_TNQ: Array, keep: bool = False) -> tuple[Array, Array | None]:
+    """Return Y (T, M*P), and Z if it is to be kept for `backward` and is not too wide for that (`order.keeps`)."""
     (_, m, n), (_, p, q) = a.shape, b.shape
     if order == "dense":
-        return x_TNQ.reshape(-1, n * q) @ merged(a, b).T
-    pair = layout(order, a, b, len(x_TNQ))
-
-    def multiply(x_TNQ: Array) -> Array:
-        return pair.to_y(pair.from_x(x_TNQ)) if order == "b_first" else pair.to_x(pair.from_y(x_TNQ))
-
+        return x_TNQ.reshape(-1, n * q) @ merged(a, b).T, None
+    pair, xp = layout(order, a, b, len(x_TNQ)), xp_of(x_TNQ)
+    first, second = (pair.from_x, pair.to_y) if order == "b_first" else (pair.from_y, pair.to_x)
+    keep = keep and keeps(pair.terms, (pair.m, pair.n), (pair.p, pair.q))
     if len(x_TNQ) <= pair.block:
-        return multiply(x_TNQ).reshape(-1, m * p)
-    xp = xp_of(x_TNQ)
-    y_TMP = xp.empty((len(x_TNQ), m, p), dtype=xp.result_type(a.dtype, b.dtype, x_TNQ.dtype))
+        z = first(x_TNQ)
+        return second(z).reshape(-1, m * p), z if keep else None
+    dtype = xp.result_type(a.dtype, b.dtype, x_TNQ.dtype)
+    y_TMP = xp.empty((len(x_TNQ), m, p), dtype=dtype)
+    z_TKP = xp.empty((len(x_TNQ), pair.terms * pair.n, pair.p), dtype=dtype) if keep else None
 
-    def fill(x_TNQ: Array, y_TMP: Array) -> None:
-        y_TMP[:] = multiply(x_TNQ)
+    def fill(x_TNQ: Array, y_TMP: Array, z_TKP: Array | None) -> None:
+        z = first(x_TNQ)
+        y_TMP[:] = second(z)
+        if z_TKP is not None:
+            z_TKP[:] = z
 
-    by_rows(fill, x_TNQ, y_TMP, block=pair.block, products=True)
-    return y_TMP.reshape(-1, m * p)
+    by_rows(fill, x_TNQ, y_TMP, z_TKP, block=pair.block, products=True)
+    return y_TMP.reshape(-1, m * p), z_TKP
 
 
-def backward(order: Order, a: Array, b: Array, x_TNQ: Array, grad_TMP: Array) -> tuple[Array, Array, Array]:
-    """Return the gradients of X (T, N*Q), a and b. Z is computed anew rather than kept: it can be R times as wide."""
+def backward(
+    order: Order, a: Array, b: Array, x_TNQ: Array, grad_TMP: Array, z: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of X (T, N*Q), a and b; z as `forward` returned it: one that was not kept is made again."""
     (_, _, n), (_, _, q) = a.shape, b.shape
     if order == "dense":
         return _dense_backward(a, b, x_TNQ, grad_TMP)
     pair, xp = layout(order, a, b, len(x_TNQ)), xp_of(x_TNQ)
-    # the part of X and Y that the pair calls x is wide in B's columns; A first, it is Y's gradient
     b_first = order == "b_first"
     grad_x_TNQ = xp.empty(x_TNQ.shape, dtype=xp.result_type(a.dtype, b.dtype, grad_TMP.dtype))
     sums: dict[int, list[Array]] = {}
 
-    def add(x_TNQ: Array, grad_TMP: Array, grad_x_TNQ: Array, rows: range) -> None:
+    def add(x_TNQ: Array, grad_TMP: Array, grad_x_TNQ: Array, z: Array | None, rows: range) -> None:
         for start in range(0, max(1, len(rows)), pair.block):
             block = slice(start, start + pair.block)
-            x, y = (x_TNQ[block], grad_TMP[block]) if b_first else (grad_TMP[block], x_TNQ[block])
-            z_of_x, z_of_y = pair.from_x(x), pair.from_y(y)
-            grad_x_TNQ[block] = pair.to_x(z_of_y) if b_first else pair.to_y(z_of_x)
-            grads = [pair.grad_a(y, z_of_x), pair.grad_b(z_of_y, x)]
-            if rows.start in sums:
+            kept = z if z is None or len(rows) <= pair.block else z[block]
+            if b_first:
+                x, y = x_TNQ[block], grad_TMP[block]
+                z_of_x, z_of_y = pair.from_x(x) if kept is None else kept, pair.from_y(y)
+                grad_x_TNQ[block] = pair.to_x(z_of_y)
+            else:  # the factors are transposed: what the pair calls x and y have changed places
+                x, y = grad_TMP[block], x_TNQ[block]
+                z_of_x, z_of_y = pair.from_x(x), pair.from_y(y) if kept is None else kept
+                grad_x_TNQ[block] = pair.to_y(z_of_x)
+            grads = [pair.grad_a(y, z_of_x), pair.grad_b(x, z_of_y)]
+            if rows.start not in sums:
+                sums[rows.start] = grads
+            else:
                 for total, grad in zip(sums[rows.start], grads, strict=True):
                     total += grad
-            else:
-                sums[rows.start] = grads
 
     every = range(len(x_TNQ))
     if len(every) <= pair.block:
-        add(x_TNQ, grad_TMP, grad_x_TNQ, every)
+        add(x_TNQ, grad_TMP, grad_x_TNQ, z, every)
     else:  # a share for each thread, which adds up its own
         share = -(-len(every) // thread_count())
-        by_rows(add, x_TNQ, grad_TMP, grad_x_TNQ, every, block=share, products=True)
+        by_rows(add, x_TNQ, grad_TMP, grad_x_TNQ, z, every, block=share, products=True)
     grad_a, grad_b = (sum(parts[1:], parts[0]) for parts in zip(*(sums[start] for start in sorted(sums)), strict=True))
-    if not b_first:
-        grad_a, grad_b = grad_a.swapaxes(1, 2), grad_b.swapaxes(1, 2)
     return grad_x_TNQ.reshape(-1, n * q), grad_a, grad_b
 
 
@@ -141,16 +149,31 @@ def _dense_backward(a: Array, b: Array, x_TNQ: Array, grad_TMP: Array) -> tuple[
 
 def layout(order: Order, a: Array, b: Array, rows: int) -> ByRows | ByColumns:
     """Return the pair of factors, in the layout that suits its sizes; A first is the pair transposed."""
-    if order == "a_first":
+    transposed = order == "a_first"
+    if transposed:
         a, b = a.swapaxes(1, 2), b.swapaxes(1, 2)
-    return (ByColumns if by_columns(len(a), a.shape[2], b.shape[1], rows) else ByRows)(a, b)
+    return (ByColumns if by_columns(len(a), a.shape[2], b.shape[1], rows) else ByRows)(a, b, transposed)
 
 
-class ByRows:
+class Pair:
+    """Factors A and B; `transposed` says that their gradients are asked for as those of A^T and B^T."""
+
+    def __init__(self, a: Array, b: Array, transposed: bool) -> None:
+        (self.terms, self.m, self.n), (_, self.p, self.q) = a.shape, b.shape
+        self.transposed = transposed
+
+    def between(self, u: Array, v: Array) -> Array:
+        """u^T v, or its transpose."""
+        left, right = (v, u) if self.transposed else (u, v)
+        left = left.swapaxes(-1, -2)
+        return left * right if left.shape[-1] == 1 else left @ right
+
+
+class ByRows(Pair):
     """Z (T, N*R, P) is a stack of matrices, one a row: no axis ever moves, whatever the number of terms."""
 
-    def __init__(self, a: Array, b: Array) -> None:
-        (self.terms, self.m, self.n), (_, self.p, self.q) = a.shape, b.shape
+    def __init__(self, a: Array, b: Array, transposed: bool = False) -> None:
+        super().__init__(a, b, transposed)
         self.a_MK = a.transpose(1, 2, 0).reshape(self.m, self.n * self.terms)
         self.b_LQ = b.reshape(self.terms * self.p, self.q)
         width = self.n * self.terms * self.p
@@ -169,19 +192,23 @@ class ByRows:
         return (z_TKP.reshape(-1, self.terms * self.p) @ self.b_LQ).reshape(-1, self.n, self.q)
 
     def grad_a(self, y_TMP: Array, z_TKP: Array) -> Array:
-        grad_MK = (y_TMP @ z_TKP.swapaxes(1, 2)).sum(axis=0)
-        return grad_MK.reshape(self.m, self.n, self.terms).transpose(2, 0, 1)
+        grad = self.between(y_TMP.swapaxes(1, 2), z_TKP.swapaxes(1, 2)).sum(axis=0)  # (M, N*R)
+        if self.transposed:
+            return grad.reshape(self.n, self.terms, self.m).swapaxes(0, 1)
+        return grad.reshape(self.m, self.n, self.terms).transpose(2, 0, 1)
 
-    def grad_b(self, z_TKP: Array, x_TNQ: Array) -> Array:
-        grad_LQ = z_TKP.reshape(-1, self.terms * self.p).T @ x_TNQ.reshape(-1, self.q)
-        return grad_LQ.reshape(self.terms, self.p, self.q)
+    def grad_b(self, x_TNQ: Array, z_TKP: Array) -> Array:
+        grad = self.between(z_TKP.reshape(-1, self.terms * self.p), x_TNQ.reshape(-1, self.q))  # (R*P, Q)
+        if self.transposed:
+            return grad.reshape(self.q, self.terms, self.p).swapaxes(0, 1)
+        return grad.reshape(self.terms, self.p, self.q)
 
 
-class ByColumns:
+class ByColumns(Pair):
     """Z (R, P*T, N) has the columns of X B^T one after the other: few large products where B has few columns."""
 
-    def __init__(self, a: Array, b: Array) -> None:
-        (self.terms, self.m, self.n), (_, self.p, self.q) = a.shape, b.shape
+    def __init__(self, a: Array, b: Array, transposed: bool = False) -> None:
+        super().__init__(a, b, transposed)
         self.a_RMN, self.b_LQ = a, b.reshape(self.terms * self.p, self.q)
         self.block = ALL  # these products are large, and BLAS has threads of its own
 
@@ -201,11 +228,10 @@ class ByColumns:
         return product(z_RSN.reshape(self.terms * self.p, -1).T, self.b_LQ).reshape(-1, self.n, self.q)
 
     def grad_a(self, y_TMP: Array, z_RSN: Array) -> Array:
-        return self._columns(y_TMP).T @ z_RSN
+        return self.between(self._columns(y_TMP), z_RSN)
 
-    def grad_b(self, z_RSN: Array, x_TNQ: Array) -> Array:
-        grad_LQ = z_RSN.reshape(self.terms * self.p, -1) @ x_TNQ.reshape(-1, self.q)
-        return grad_LQ.reshape(self.terms, self.p, self.q)
+    def grad_b(self, x_TNQ: Array, z_RSN: Array) -> Array:
+        return self.between(z_RSN.reshape(self.terms, self.p, -1).swapaxes(1, 2), x_TNQ.reshape(-1, self.q))
 
     def _columns(self, y_TMP: Array) -> Array:
         return y_TMP.transpose(2, 0, 1).reshape(-1, self.m)  # (P*T, M)
