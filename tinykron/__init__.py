@@ -1,8 +1,8 @@
 """tinykron: learn the compression of transformers by doing it.
 
 Read the files in this order: errors, backend, tensor, shapes, ops, fused, attention, gradcheck, nn; kron; models;
-safetensors_file, tokenizer, hub, checkpoint, distill, generate, optim, data, masking, evaluate, train; recipes, info,
-report, cli.
+safetensors_file, tokenizer, hub, checkpoint, distill, generate, optim, data, masking, evaluate, train; metrics,
+features, glue, squad, standins, tasks, task_train, finetune; recipes, info, report, cli.
 """
 
 from tinykron import data as data
