@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
     again.add_argument("relation", choices=("fit",), help="fit: which way to make a matrix smaller loses least")
     again.add_argument("--out", metavar="DIR", default="reproduce-fit", help="folder of rows and report; continued")
+    again.add_argument("--model", metavar="NAME", help="of the shipped ones, this alone (default: all three)")
     again.add_argument("--quick", action="store_true", help="one model and one size, with wider spread")
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
@@ -307,6 +308,10 @@ def _reproduce(options: argparse.Namespace) -> int:
     from tinykron import reproduce
 
     scale = reproduce.QUICK if options.quick else reproduce.Scale()
+    if options.model:
+        if options.model not in reproduce.MODELS:
+            raise TinykronError(f"--model: found {options.model!r}, expected one of {', '.join(reproduce.MODELS)}")
+        scale = replace(scale, models=(options.model,))
     rows = reproduce.fit_relation(options.out, scale, say=lambda line: print(line, file=sys.stderr, flush=True))
     reproduce.write(rows, scale, options.out)
     print(json.dumps([asdict(row) for row in rows]) if options.json else reproduce.markdown(rows, scale))

@@ -61,7 +61,7 @@ class Scale:
     steps: int = 300
     batch: int = 2
     context: int = 64
-    lr: float = 1e-3
+    lr: float = 3e-4
     calibration_tokens: int = 8192
 
 
@@ -120,13 +120,17 @@ WEIGHTED = ("balanced, ALS", "SVD-LLM", "automatic")  # methods that look at a t
 
 
 def fit_relation(folder: str | Path, scale: Scale, say: Callable[[str], None] = print) -> list[Row]:
-    """Run what is missing in `folder`, and return all rows. Raises CheckpointError for a folder of another scale."""
+    """Run what is missing in `folder`, and return all its rows: those of other models or seeds that it holds, too.
+
+    Raises CheckpointError for a folder whose rows were trained otherwise.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "scale.json"
-    wanted = json.dumps(asdict(scale))
+    how = {key: value for key, value in asdict(scale).items() if key not in ("models", "shares", "seeds")}
+    wanted = json.dumps(how) + "\n"
     if settings.exists() and settings.read_text() != wanted:
-        raise CheckpointError(f"{folder}: holds rows of another scale; choose another --out")
+        raise CheckpointError(f"{folder}: holds rows of another training; choose another --out")
     settings.write_text(wanted)
     found = {row.key: row for row in _read(folder / ROWS)}
     jobs = list(_jobs(scale))
@@ -140,7 +144,7 @@ def fit_relation(folder: str | Path, scale: Scale, say: Callable[[str], None] = 
             with (folder / ROWS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
             say(f"  {row.share:.0%} of {row.budget}, {row.method}: {row.before:.2f} -> {row.after:.2f}")
-    return [found[key] for name, seed in jobs for key in _keys(scale, name, seed)]
+    return sorted(found.values(), key=lambda row: (*row.key[:3], METHODS.index(row.method), row.seed))
 
 
 def _read(path: Path) -> Iterator[Row]:
@@ -212,19 +216,19 @@ def markdown(rows: Sequence[Row], scale: Scale) -> str:
     lines = [
         "# tinykron reproduce fit",
         "",
-        f"Perplexity on held-out text, mean ± standard deviation over {scale.seeds} seeds, before and after "
+        f"Perplexity on held-out text, mean ± standard deviation over the seeds, before and after "
         f"{scale.steps} steps of distillation ({tokens:,} tokens, the same for all). All matrices of all blocks are "
         "made smaller; parameters and FLOPs are shares of what these took. A seed draws the calibration text and the "
         "batches.",
         "",
-        "| model | budget | method | parameters | FLOPs | before | after |",
-        "|---|---|---|---|---|---|---|",
+        "| model | budget | method | parameters | FLOPs | seeds | before | after |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (name, share, budget), group in grouped(rows).items():
         for method, some in group.items():
             lines.append(
                 f"| {name} ({some[0].dense:.2f}) | {share:.0%} of {budget} | {method} | "
-                f"{mean(row.parameters for row in some):.2f} | {mean(row.flops for row in some):.2f} | "
+                f"{mean(row.parameters for row in some):.2f} | {mean(row.flops for row in some):.2f} | {len(some)} | "
                 f"{spread([row.before for row in some])} | {spread([row.after for row in some])} |"
             )
     lines += ["", "## What wins where", ""]
@@ -244,12 +248,16 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """Return, for each model and budget, which method is best, and whether it is so with every seed."""
     lines = []
     for (name, share, budget), group in grouped(rows).items():
+        if len(group) < 2:
+            continue
         for stage in ("before", "after"):
             order = sorted(group, key=lambda method: mean(getattr(row, stage) for row in group[method]))
             best, second = order[0], order[1]
             ours, theirs = ([getattr(row, stage) for row in group[method]] for method in (best, second))
-            every = all(one < other for one, other in zip(ours, theirs, strict=True))
-            how = "with every seed" if every else "but not with every seed: open"
+            pairs = list(zip(ours, theirs, strict=False))
+            every = len(pairs) > 1 and all(one < other for one, other in pairs)
+            how = f"with all of {len(pairs)} seeds" if every else f"open: {len(pairs)} seeds do not agree on it"
+            how = how if len(pairs) > 1 else "open: a single seed"
             gain = mean(theirs) / mean(ours) - 1
             where = f"{name}, {share:.0%} of {budget}, {stage} distillation"
             lines.append(f"{where}: {best}, by {gain:.1%} over {second}, {how}")

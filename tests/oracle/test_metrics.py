@@ -12,11 +12,10 @@ from tinykron import metrics
 
 pytestmark = pytest.mark.oracle
 
-theirs = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
-
 
 @given(CLASSES)
 def test_metrics_of_classes_are_scikit_learn_s(pairs):
+    theirs = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
     predicted, gold = columns(pairs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of classes that nobody says
