@@ -51,7 +51,7 @@ class KroneckerSum(Sum):
         return KroneckerSum(self.s * scale, self.t * scale)
 
     def exp(self) -> Kron:
-        """Return the matrix exponential, exp(S) x exp(T), as the two terms commute. On the host: CuPy has none."""
+        """Return the matrix exponential, exp(S) x exp(T), as the two terms commute. On the host, by SciPy."""
         from scipy.linalg import expm
 
         return Kron(*self.pair.each("exponential", partial(self._on_host, expm)))

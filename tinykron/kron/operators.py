@@ -367,7 +367,7 @@ class Kron(Sum, Factored):
     def eig(self) -> tuple[Array, Kron]:
         """Return the eigenvalues, complex and in the order of the products, and eigenvectors as the columns of a Kron.
 
-        Worked out on the host, as CuPy before version 14 has none for matrices that are not symmetric. ShapeError.
+        On the host, as older versions of CuPy have this for symmetric matrices alone. Raises ShapeError.
         """
         self.check_square("eigenvalues")
         values, vectors = zip(*self.each("eigenvalues", lambda factor: np.linalg.eig(to_host(factor))), strict=True)
