@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import Array, xp_of
+from tinykron.backend import Array, linalg_errors, xp_of
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.kron.algebra import Shape, rearrange
 
@@ -152,7 +152,8 @@ class Root:
             self._inverse = xp.where(s > 0.0, 1.0 / xp.where(s > 0.0, self.root, 1.0), 0.0)
             return
         try:
-            self.root = xp.linalg.cholesky(s)
+            with linalg_errors(s):
+                self.root = xp.linalg.cholesky(s)
             diagonal = xp.diagonal(self.root)
             self._triangular = float(diagonal.min()) > WELL_CONDITIONED * float(diagonal.max())
         except np.linalg.LinAlgError:
