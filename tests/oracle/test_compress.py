@@ -13,14 +13,18 @@ from tinykron import compress, data
 pytestmark = pytest.mark.oracle
 
 
-@pytest.mark.parametrize("name", ["gpt2-tiny", "llama-tiny"])
-def test_transformers_reads_the_merged_model_with_the_same_logits(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [("gpt2-tiny", compress.Budget(preset="kngpt2")), ("llama-tiny", compress.Budget(params=0.5))],
+)
+def test_transformers_reads_the_merged_model_with_the_same_logits(
+    name: str, budget: compress.Budget, tmp_path: Path
+) -> None:
     import torch
     import transformers
 
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(document.text for document in data.documents()[:30]))
-    budget = compress.Budget(params=0.5)
     compress.compress(data.weights_folder(name), tmp_path / "small", budget, text, 512, merge=tmp_path / "dense")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
     ours = tk.load(tmp_path / "small")
