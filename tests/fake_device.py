@@ -3,14 +3,17 @@ would break on a GPU.
 
 A FakeArray hides a NumPy array. It refuses what CuPy refuses (implicit conversion, NumPy arrays and lists as operands,
 functions that CuPy lacks, keywords that its functions lack) and some more, where CuPy goes wrong without a word:
-integer indices out of range, repeated indices in an assignment. Names and signatures are those of CuPy 14.2.
+integer indices out of range, repeated indices in an assignment. As there, a Cholesky factor or an inverse that does not
+exist is NaN, unless errors were asked for. Names and signatures are those of CuPy 14.2.
 """
 
 from __future__ import annotations
 
 import operator
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -235,11 +238,14 @@ roll round searchsorted sort split squeeze std sum swapaxes take take_along_axis
 triu unique var where zeros_like"""
 FROM_SEQUENCES = "concatenate hstack stack vstack"
 CREATION = "arange broadcast_shapes empty eye full linspace ones result_type promote_types tri zeros"
-LINALG = "cholesky det eigh eigvalsh inv lstsq matrix_rank norm pinv qr slogdet solve svd"
+LINALG = "cholesky det eigh eigvalsh inv lstsq matrix_power matrix_rank norm pinv qr slogdet solve svd"
 NAMES = """bool_ complex64 complex128 complexfloating dtype e finfo float16 float32 float64 floating generic iinfo inf
 int8 int16 int32 int64 integer issubdtype nan newaxis pi uint8 uint16 uint32 uint64"""
 TWO_OPERANDS = "allclose dot inner isclose kron outer searchsorted take take_along_axis tensordot"
 OPERANDS = dict.fromkeys(TWO_OPERANDS.split(), 2) | {"put_along_axis": 3, "where": 3}  # leading arguments; others: 1
+
+
+_raising: ContextVar[bool] = ContextVar("raising", default=False)
 
 
 class FakeUfunc:
@@ -292,6 +298,23 @@ def _function(name: str, home: Any = np, kind: str = "arrays") -> Callable[..., 
     return call
 
 
+def _linalg(name: str) -> Callable[..., Any]:
+    """Wrap a function of linalg: one that fails gives NaN without a word, and raises within `linalg_errors` alone."""
+    function = _function(name, np.linalg)
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        try:
+            return function(*args, **keywords)
+        except np.linalg.LinAlgError:
+            if _raising.get():
+                raise
+            like = args[1] if name == "solve" else args[0]
+            return FakeArray(np.full(like.shape, np.nan, like.dtype))
+
+    call.__name__ = name
+    return call
+
+
 def _matmul(x: Any, y: Any, out: FakeArray | None = None) -> FakeArray:
     host = np.matmul(_operand(x, "matmul"), _operand(y, "matmul"), out=None if out is None else out._array)
     return _result(host) if out is None else out
@@ -320,7 +343,7 @@ def _module() -> types.ModuleType:
         "asarray": _asarray,
     }
     contents |= {"matmul": _matmul, "copyto": _copyto, "ndarray": FakeArray}
-    contents["linalg"] = types.SimpleNamespace(**{name: _function(name, np.linalg) for name in LINALG.split()})
+    contents["linalg"] = types.SimpleNamespace(**{name: _linalg(name) for name in LINALG.split()})
     for name, value in contents.items():
         setattr(xp, name, value)
     return xp
@@ -330,6 +353,15 @@ def _scatter_add(target: FakeArray, index: Any, values: Any) -> None:
     if target.dtype.name not in ("float16", "float32", "float64", "int32"):
         raise TypeError(f"fake device: scatter_add has no {target.dtype}")
     np.add.at(target._array, _host_index(index), _operand(values, "scatter_add"))
+
+
+@contextmanager
+def _linalg_errors() -> Iterator[None]:
+    token = _raising.set(True)
+    try:
+        yield
+    finally:
+        _raising.reset(token)
 
 
 def _erf(x: FakeArray) -> FakeArray:
@@ -348,5 +380,6 @@ FAKE = Backend(
     to_host=FakeArray.get,
     scatter_add=_scatter_add,
     erf=_erf,
+    linalg_errors=_linalg_errors,
 )
 register(FAKE)

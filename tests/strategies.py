@@ -129,3 +129,10 @@ def non_contiguous(array: Array) -> list[Array]:
         xp.repeat(array, 2, axis=-1)[..., ::2],
         xp.ascontiguousarray(array[reverse])[reverse],
     ]
+
+
+def second_moment(generator: np.random.Generator, size: int, rank: int | None = None) -> np.ndarray:
+    """Return X^T X / rows of inputs X that are mixed, so that no direction and no pair of them counts alike."""
+    mixing = generator.standard_normal((size, size)) * np.arange(1, size + 1.0) ** -1.0
+    x_TD = generator.standard_normal((rank or 4 * size, size)) @ mixing
+    return x_TD.T @ x_TD / len(x_TD)

@@ -130,6 +130,17 @@ def test_scatter_add_accumulates_repeats(device: str) -> None:
     assert_close(target, np.array([[3, 4], [0, 0], [6, 8]], np.float32))
 
 
+INDEFINITE, SINGULAR = np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 4.0]])
+
+
+@pytest.mark.parametrize(("name", "matrix"), [("cholesky", INDEFINITE), ("inv", SINGULAR), ("solve", SINGULAR)])
+def test_linear_algebra_that_fails_says_so_when_asked(device: str, name: str, matrix: np.ndarray) -> None:
+    array = backend.to_device(matrix)
+    arguments = (array, array) if name == "solve" else (array,)
+    with backend.linalg_errors(array), pytest.raises(np.linalg.LinAlgError):
+        getattr(backend.xp_of(array).linalg, name)(*arguments)
+
+
 def test_erf_keeps_the_dtype(device: str) -> None:
     for dtype in (np.float32, np.float64):
         found = host(backend.erf(backend.to_device(np.array([-np.inf, 0.0, 0.5, np.inf], dtype))))

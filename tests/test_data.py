@@ -63,14 +63,14 @@ def test_docstrings_are_read_from_top_to_bottom_and_never_run(tmp_path):
         '"""Module."""\nraise SystemExit\nclass A:\n    """Class."""\n    def f(self):\n        """Method."""\n'
         'if True:\n    async def g():\n        """Nested\n        lines."""\ndef h():\n    "Last."\n'
     )
-    assert data._docstrings_of(source) == ["Module.", "Class.", "Method.", "Nested\nlines.", "Last."]
+    assert [text for _, text in data._documented(source)] == ["Module.", "Class.", "Method.", "Nested\nlines.", "Last."]
 
 
 @pytest.mark.parametrize("source", ["def broken(:\n", "\x00", "# coding: nothing-we-know\n"])
 def test_a_module_that_does_not_parse_is_left_out(tmp_path, source):
     path = tmp_path / "broken.py"
     path.write_text(source)
-    assert data._docstrings_of(path) == []
+    assert data._documented(path) == []
 
 
 def test_a_short_file_is_one_document_and_a_long_one_is_cut_at_blank_lines(tmp_path):

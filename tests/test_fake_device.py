@@ -208,6 +208,17 @@ def test_functions_returning_several_arrays() -> None:
     assert_close(xp.concatenate([second, first]), HOST[::-1])
 
 
+def test_linear_algebra_fails_without_a_word_unless_errors_are_asked_for() -> None:
+    indefinite = fake(np.array([[1.0, 2.0], [2.0, 1.0]], np.float32))
+    found = xp.linalg.cholesky(indefinite)
+    assert found.dtype == np.float32 and np.isnan(FAKE.to_host(found)).all()
+    singular, b = fake(np.ones((2, 2))), fake(np.ones((2, 3)))
+    assert np.isnan(FAKE.to_host(xp.linalg.solve(singular, b))).all() and xp.linalg.solve(singular, b).shape == (2, 3)
+    with FAKE.linalg_errors(), pytest.raises(np.linalg.LinAlgError):
+        xp.linalg.cholesky(indefinite)
+    assert np.isnan(FAKE.to_host(xp.linalg.inv(singular))).all()  # the block is over
+
+
 @pytest.mark.gpu
 def test_cupy_has_every_name() -> None:
     cupy = pytest.importorskip("cupy", reason="no CUDA GPU: cupy is not installed")

@@ -11,38 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import tinykron as tk
+from tests.decoders import CONTEXT, full_logits, greedy, tiny_gpt2
 from tests.helpers import assert_close, host
+from tinykron.continuation import TextStream
 from tinykron.errors import DataError, ShapeError, TinykronError
-from tinykron.generate import TextStream
-from tinykron.models.gpt2 import GPT2, GPT2Config
+from tinykron.models.gpt2 import GPT2
 from tinykron.nn import Linear
-
-CONTEXT = 32
-
-
-def tiny_gpt2(seed: int, vocabulary: int = 40, spread: float = 12.0, **config: Any) -> GPT2:
-    """A random GPT-2 whose matrices are large enough for its tokens to differ in likelihood."""
-    settings = {"n_embd": 16, "n_layer": 2, "n_head": 2, **config}
-    model = GPT2(GPT2Config(vocab_size=vocabulary, n_positions=CONTEXT, **settings), np.random.default_rng(seed))
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data *= spread
-    return model
-
-
-def full_logits(model: GPT2, ids: list[int]) -> np.ndarray:
-    """The logits of the token after `ids`, from one pass without a cache."""
-    with tk.no_grad():
-        return host(model([ids]).logits)[0, -1]
-
-
-def greedy(model: GPT2, ids: list[int], count: int) -> list[int]:
-    """Greedy decoding written plainly: a full pass for every token."""
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(int(full_logits(model, ids).argmax()))
-    return ids
-
 
 # The cache ----------------------------------------------------------------------------------------------------------
 

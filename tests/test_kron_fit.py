@@ -14,7 +14,7 @@ from tests.strategies import Fit, KronPair, fits, kron_pairs, looped_rearrangeme
 from tinykron import kron
 from tinykron.backend import to_device
 from tinykron.errors import DtypeError, ShapeError, TinykronError
-from tinykron.kron import fit
+from tinykron.kron import svd
 
 DTYPES = [np.float32, np.float64]
 
@@ -53,7 +53,7 @@ def test_float32_is_as_good_as_its_rounding(device: str, fit: Fit, data: Any) ->
 @pytest.mark.parametrize("shape", [(600, 2000), (2, 1)])  # a tall rearrangement, and a wide one
 def test_a_matrix_read_in_several_slabs(device: str, shape: tuple[int, int]) -> None:
     w = np.random.default_rng(0).standard_normal((1200, 2000), dtype=np.float32)
-    assert w.size > 2 * fit.SLAB_ELEMENTS
+    assert w.size > 2 * svd.SLAB_ELEMENTS
     found, exact = kron.nearest(to_device(w), shape), kron.nearest(w.astype(np.float64), shape)
     assert found.error == pytest.approx(exact.error, rel=1e-6)
     assert_close(found.dense(), np.float32(exact.dense()), atol=1e-5)

@@ -162,16 +162,16 @@ def test_a_layer_equals_its_dense_layer(device: str, sizes: tuple[int, ...], bia
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_from_dense_is_the_nearest_sum(device: str, bias: bool) -> None:
+def test_from_dense_holds_the_fit(device: str, bias: bool) -> None:
     dense = nn.Linear(12, 20, bias, np.random.default_rng(0))
     if dense.bias is not None:
         dense.bias.data += 0.5
     x = tk.Tensor(np.float32(drawn((3, 12))[0]))
-    layer = kron.KronLinear.from_dense(dense, (4, 3), terms=2)
     nearest = kron.nearest(dense.weight.data.T, (4, 3), terms=2)
+    layer = kron.KronLinear.from_dense(dense, nearest)
     assert_close(layer.to_dense().weight, host(nearest.dense()).T)
     assert layer.energy == nearest.energy
-    exact = kron.KronLinear.from_dense(dense, (4, 3), terms=12)
+    exact = kron.KronLinear.from_dense(dense, kron.nearest(dense.weight.data.T, (4, 3), terms=12))
     assert_close(exact(x), host(dense(x).data), atol=1e-6)
     if dense.bias is not None:  # a copy
         dense.bias.data += 1.0
@@ -188,7 +188,10 @@ def test_a_new_layer_starts_like_a_dense_one() -> None:
 def test_a_layer_stays_on_the_device_of_the_dense_one() -> None:
     with tk.device("fake"):
         linear, embedding = nn.Linear(4, 6), nn.Embedding(6, 4)
-    made = [kron.KronLinear.from_dense(linear, (3, 2)), kron.KronEmbedding.from_dense(embedding, (6, 2))]
+    made = [
+        kron.KronLinear.from_dense(linear, kron.nearest(linear.weight.data.T, (3, 2))),
+        kron.KronEmbedding.from_dense(embedding, kron.nearest(embedding.weight.data, (6, 2))),
+    ]
     made += [layer.to_dense() for layer in made]
     assert {parameter.device for layer in made for parameter in layer.parameters()} == {"fake"}
 
@@ -259,9 +262,9 @@ def test_gradients_of_rows_and_scores(device: str, sizes: tuple[int, ...], terms
 
 def test_from_dense_embedding(device: str) -> None:
     dense = nn.Embedding(10, 6, np.random.default_rng(0))
-    layer = kron.KronEmbedding.from_dense(dense, (10, 3))
+    layer = kron.KronEmbedding.from_dense(dense, kron.nearest(dense.weight.data, (10, 3)))
     assert_close(layer.to_dense().weight, host(kron.nearest(dense.weight.data, (10, 3)).dense()))
-    exact = kron.KronEmbedding.from_dense(dense, (10, 3), terms=2)
+    exact = kron.KronEmbedding.from_dense(dense, kron.nearest(dense.weight.data, (10, 3), terms=2))
     ids = np.array([[3, 9], [0, 3]])
     assert_close(exact(ids), host(dense(ids).data))
     assert_close(exact.project(exact(ids)), host(dense.project(dense(ids)).data))

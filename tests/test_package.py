@@ -22,12 +22,16 @@ MODULES = {
 
 # Reading order: a file imports from those above it. A package's __init__ stands for its parts, behind the last of them.
 ORDER = """
-errors backend tensor shapes ops fused attention gradcheck nn
-kron.algebra kron.order kron.product kron.fit kron.linear kron.compress kron.__init__
-models.transformer models.gpt2 models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint distill exits generate optim progress data masking evaluate train pretrain
-tasks info report recipes bench bench_kron
-cli __init__ __main__
+errors backend tensor shapes ops fused attention gradcheck nn progress
+kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
+kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
+kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
+models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
+safetensors_file tokenizer hub checkpoint distill exits
+sampling continuation partial speculate bitexact generate
+optim data masking evaluate wikitext train pretrain metrics features glue squad_score squad standins tasks task_train
+finetune info compress report recipes reproduce bench bench_kron
+cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Backend:
     to_host: Callable[[Array], np.ndarray]
     scatter_add: Callable[[Array, Any, Array], None]  # target[index] += values, repeated indices adding up
     erf: Callable[[Array], Array]
+    linalg_errors: Callable[[], AbstractContextManager[object]] = nullcontext  # CuPy keeps quiet elsewhere
 
 
 def _numpy_erf(x: np.ndarray) -> np.ndarray:
@@ -65,7 +66,8 @@ def _cuda() -> Backend:
         raise DeviceError(f'device "cuda" needs an NVIDIA GPU with its driver: {error}') from error
     if count == 0:
         raise DeviceError('device "cuda" needs an NVIDIA GPU: cupy is installed but finds none')
-    return Backend("cuda", cupy, cupy.ndarray, cupy.asarray, cupy.asnumpy, cupyx.scatter_add, erf)
+    to_host, raising = cupy.asnumpy, partial(cupyx.errstate, linalg="raise")
+    return Backend("cuda", cupy, cupy.ndarray, cupy.asarray, to_host, cupyx.scatter_add, erf, raising)
 
 
 def get(name: str) -> Backend:
@@ -147,6 +149,14 @@ def erf(x: Array) -> Array:
     return backend_of(x).erf(x)
 
 
+def linalg_errors(array: Array) -> AbstractContextManager[object]:
+    """Return a block in which a decomposition that fails raises LinAlgError on every device.
+
+    Elsewhere CuPy does not wait to hear of it: the Cholesky factor of an indefinite matrix holds numbers all the same.
+    """
+    return backend_of(array).linalg_errors()
+
+
 def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     """Undo a broadcast: sum away the axes that it added or stretched. An array that none made is returned as it is."""
     extra = array.ndim - len(shape)
@@ -208,6 +218,26 @@ def by_rows(function: Callable[..., object], *arrays: Array, block: int | None =
 def _work(function: Callable[..., object], arrays: Sequence[Array], starts: Iterator[int], step: int) -> None:
     for start in starts:
         function(*(None if array is None else array[start : start + step] for array in arrays))
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Return [function(item) for item in items], on all cores; BLAS keeps to one thread in each.
+
+    For many decompositions of small matrices, of which one alone does not fill two cores.
+    """
+    results: list[Any] = [None] * len(items)
+    places = iter(range(len(items)))  # shared by the threads: each `next` hands out one item
+
+    def work() -> None:
+        for place in places:
+            results[place] = function(items[place])
+
+    with _blas().limit(limits=1):
+        helpers = [_pool().submit(work) for _ in range(thread_count() - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
+    return results
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

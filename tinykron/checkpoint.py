@@ -19,7 +19,8 @@ import numpy as np
 from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
 from tinykron.hub import resolve
-from tinykron.kron.compress import KronPlan, plan_of, restructure
+from tinykron.kron.compress import plan_of, restructure
+from tinykron.kron.plan import KronPlan
 from tinykron.models import bert, gpt2, llama
 from tinykron.models.transformer import Name
 from tinykron.nn import Parameter, Unset, mismatch

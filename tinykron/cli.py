@@ -6,19 +6,23 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
 EXAMPLES = """\
 examples:
   tinykron run kngpt2                          halve the shipped GPT-2, distil it, report (under 3 minutes)
   tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
+  tinykron compress MODEL --params 0.5 --out DIR  half the parameters: planned, fitted to a text, measured
   tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
+  tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
+  tinykron eval my-bert --task docs/package    how well it does at that
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
@@ -28,7 +32,7 @@ a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched onl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0; 2 for bad input; 130 after Ctrl-C."""
+    """Run one command and return its exit code: 0; 1 for a broken promise; 2 for bad input; 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.verb is None:
@@ -97,14 +101,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", metavar="DIR", required=True, help="folder to make")
 
-    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text")
+    compress = verb("compress", _compress, "make a checkpoint smaller within budgets; without training")
+    takes_model(compress)
+    for budget, what in (("params", "parameters"), ("bytes", "bytes"), ("flops", "matrices' FLOPs a token")):
+        text = f"share of the {what} up to 1, or their number"
+        compress.add_argument(f"--{budget}", type=float, metavar="N", help=text)
+    presets = "kngpt2, kroneckerbert8, kroneckerbert21, krony-pt"
+    compress.add_argument("--preset", metavar="NAME", help=f"a paper's shapes: {presets}")
+    compress.add_argument("--plan", metavar="FILE", help="a plan.json of an earlier run, edited or not")
+    compress.add_argument(
+        "--calibration", metavar="TEXT", help="text file or folder (default: the text of every Python)"
+    )
+    compress.add_argument("--tokens", type=int, default=8192, metavar="N", help="to calibrate on (default 8192)")
+    compress.add_argument("--plain", action="store_true", help="do not calibrate: plain nearest sums")
+    compress.add_argument("--out", metavar="DIR", help="folder to make (required unless --dry-run)")
+    compress.add_argument("--merge", metavar="DIR", help="also make a dense folder with the same logits")
+    compress.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the files (default: as stored)"
+    )
+    compress.add_argument("--dry-run", action="store_true", help="say sizes and memory, and do nothing")
+
+    evaluate = verb("eval", _evaluate, "measure how well a model predicts a text, or does at a labelled task")
     takes_model(evaluate)
-    evaluate.add_argument("--data", metavar="TEXT", help="text file or folder (default: what training held out)")
+    evaluate.add_argument(
+        "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
+    )
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
+    evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
         "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 2048)"
     )
     evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
+
+    tune = verb("finetune", _finetune, "fine-tune a BERT on a labelled task")
+    takes_model(tune)
+    finetune_options(tune)
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
@@ -115,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
     )
+
+    again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
+    again.add_argument("relation", choices=("fit",), help="fit: which way to make a matrix smaller loses least")
+    again.add_argument("--out", metavar="DIR", default="reproduce-fit", help="folder of rows and report; continued")
+    again.add_argument("--model", metavar="NAME", help="of the shipped ones, this alone (default: all three)")
+    again.add_argument("--quick", action="store_true", help="one model and one size, with wider spread")
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
     subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it; "
@@ -128,11 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of the model that a verb was given, or of the shipped one."""
+def _model_folder(options: argparse.Namespace, shipped: str = "gpt2-tiny") -> Path:
+    """Return the folder of the model that a verb was given, or of a shipped one."""
     from tinykron import data, hub
 
-    return hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+    return hub.resolve(options.model, options.download) if options.model else data.weights_folder(shipped)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -147,6 +186,12 @@ def _info(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from tinykron import checkpoint, evaluate
 
+    if options.task:
+        from tinykron import cli_tasks
+
+        return cli_tasks.evaluate(options, _model_folder(options, cli_tasks.shipped(options.task)))
+    if options.predict:
+        raise TinykronError("--predict: expected a --task whose test set is to be answered")
     model = checkpoint.load(_model_folder(options))
     found = evaluate.evaluate(model, options.data, options.context, options.stride, options.limit)
     if options.json:
@@ -155,6 +200,36 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         print(evaluate.render(found))
     return 0
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from tinykron import compress
+
+    if not options.out and not options.dry_run:
+        raise TinykronError("compress: expected --out DIR, or --dry-run")
+    budget = compress.Budget(options.params, options.bytes, options.flops, options.preset, options.plan)
+    outcome = compress.compress(
+        _model_folder(options),
+        None if options.dry_run else options.out,
+        budget,
+        options.calibration,
+        options.tokens,
+        not options.plain,
+        options.merge,
+        options.dtype,
+        say=print if options.dry_run else lambda line: print(line, file=sys.stderr, flush=True),
+        seed=options.seed or 0,
+    )
+    if outcome is None:
+        return 0
+    print(json.dumps(outcome.as_dict(), indent=2) if options.json else compress.render(outcome))
+    return 0 if all(outcome.promises.values()) else 1
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from tinykron import cli_tasks
+
+    return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -226,6 +301,21 @@ def _generate(options: argparse.Namespace) -> int:
         print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()}))
     else:
         print("" if said else options.prompt)
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from tinykron import reproduce
+
+    scale = reproduce.QUICK if options.quick else reproduce.Scale()
+    if options.model:
+        if options.model not in reproduce.MODELS:
+            raise TinykronError(f"--model: found {options.model!r}, expected one of {', '.join(reproduce.MODELS)}")
+        scale = replace(scale, models=(options.model,))
+    rows = reproduce.fit_relation(options.out, scale, say=lambda line: print(line, file=sys.stderr, flush=True))
+    reproduce.write(rows, scale, options.out)
+    print(json.dumps([asdict(row) for row in rows]) if options.json else reproduce.markdown(rows, scale))
+    print(f"report: {options.out}", file=sys.stderr)
     return 0
 
 

@@ -7,7 +7,7 @@ import hashlib
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst")
 DOCUMENT_CHARACTERS = 4096  # a longer file is cut at its blank lines into documents of about this size
 REPEAT_CHARACTERS = 80  # a paragraph this long that stands in two documents would leak from training into held-out text
 NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef  # what can have a docstring
 ENCODE_AT_ONCE = 256  # documents: bounds the memory that the tokenizer's results take beside the ids
 
 
@@ -50,7 +51,7 @@ def documents(source: str | Path | None = None) -> list[Document]:
     Raises DataError, naming the file, for text that is missing, empty or not UTF-8.
     """
     if source is None:
-        return _without_repeats(_language_reference() + _docstrings())
+        return _without_repeats(language_reference() + _docstrings())
     return [document for name, text in whole_files(source) for document in _documents(name, text)]
 
 
@@ -99,38 +100,59 @@ def _pieces(text: str) -> Iterator[str]:
         yield "".join(lines)
 
 
-def _language_reference() -> list[Document]:
+def language_reference() -> list[Document]:
+    """Return one document for each topic of Python's language reference."""
     from pydoc_data.topics import topics  # data only: importing it runs nothing
 
     return [Document(f"topic {name}", text.strip() + "\n") for name, text in sorted(topics.items())]
 
 
-def _docstrings() -> list[Document]:
-    """One document for each standard module: its docstrings in order. The modules are parsed, never imported."""
+@dataclass(frozen=True)
+class Docstring:
+    """What a module, class or function of the standard library says of itself."""
+
+    module: str  # dotted name of the file, `asyncio.__init__` of a package's own
+    name: str  # of the class or function; "" of the module itself
+    function: bool
+    text: str
+
+
+def docstrings(packages: Collection[str] | None = None) -> Iterator[Docstring]:
+    """Yield the docstrings of the standard library, or of some of its packages. Files are parsed, never imported."""
     library = Path(sysconfig.get_path("stdlib"))
-    found = []
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).with_suffix("").parts
-        if NOT_CORPUS.isdisjoint(parts) and (texts := _docstrings_of(path)):
-            found.append(Document("module " + ".".join(parts), "\n\n".join(texts) + "\n"))
-    if not found:
+        if NOT_CORPUS.isdisjoint(parts) and (packages is None or parts[0] in packages):
+            for node, text in _documented(path):
+                function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                yield Docstring(".".join(parts), getattr(node, "name", ""), function, text)
+
+
+def _docstrings() -> list[Document]:
+    """One document for each standard module: its docstrings in order."""
+    texts: dict[str, list[str]] = {}
+    for found in docstrings():
+        texts.setdefault(found.module, []).append(found.text)
+    if not texts:
+        library = sysconfig.get_path("stdlib")
         raise DataError(f"{library}: expected the standard library's source files, found no docstrings")
-    return found
+    return [Document(f"module {module}", "\n\n".join(parts) + "\n") for module, parts in texts.items()]
 
 
-def _docstrings_of(path: Path) -> list[str]:
+def _documented(path: Path) -> list[tuple[Definition, str]]:
+    """Return what has a docstring in a source file, and that, from top to bottom."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an old escape sequence in somebody's source is not the user's concern
             tree = ast.parse(path.read_bytes())  # bytes: ast reads the coding line itself
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []  # some distributions keep templates and broken examples among their modules
-    return [text for node in _definitions(tree) if (text := ast.get_docstring(node))]
+    return [(node, text) for node in _definitions(tree) if (text := ast.get_docstring(node))]
 
 
-def _definitions(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def _definitions(node: ast.AST) -> Iterator[Definition]:
     """All that can hold a docstring, from top to bottom. Expressions hold none and are most of the tree."""
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+    if isinstance(node, Definition):
         yield node
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.expr):

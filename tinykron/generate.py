@@ -1,21 +1,42 @@
-"""Decoding: greedy and sampled text from a causal language model, one position at a time behind a key/value cache.
+"""Decoding: text from a causal language model: greedy or sampled, by all blocks, by fewer, or with a draft.
 
-Letters: B batch, T prompt positions, S all positions, V vocabulary.
+Letters: B batch, T prompt positions, N new tokens, S all positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tinykron.backend import to_host
+from tinykron.continuation import Continuations, TextStream
 from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.exits import confidence as confidence_of
 from tinykron.fused import check_range
-from tinykron.nn import Module
+from tinykron.models.transformer import check_exit
+from tinykron.nn import Module, evaluating
+from tinykron.partial import PartialPass
+from tinykron.sampling import Sampler, whole
+from tinykron.speculate import Window, speculate
 from tinykron.tensor import no_grad
+
+SKIPPED = ("recompute", "copy")
+
+
+@dataclass
+class Trace:
+    """What a generation did; `generate(..., trace=trace)` fills it in."""
+
+    depths: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # (B, N): blocks that made a token
+    steps: int = 0  # positions times blocks of the model, for each row: its work
+    draft_steps: int = 0  # the same of a draft that is a model of its own
+    rounds: int = 0  # passes that checked drafts
+    drafted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens
+    accepted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens
 
 
 def generate(
@@ -26,9 +47,16 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    exit: int | None = None,
+    confidence: Mapping[int, float] | None = None,
+    draft: Any = None,
+    *,
+    skipped: str = "recompute",
+    draft_length: int | None = None,
     stop: int | Sequence[int] | None = None,
     mask: Any = None,
     stream: Callable[[str], object] | None = None,
+    trace: Trace | None = None,
 ) -> np.ndarray:
     """Continue prompts, and return them with their continuations: int64 (B, S) on the host, S <= T + max_new_tokens.
 
@@ -39,127 +67,210 @@ def generate(
     temperature     0 takes the most likely token; otherwise logits are divided by it and a token is drawn
     top_k, top_p    draw only from the k most likely tokens, then only from the fewest whose probability reaches p
     seed            row b draws from its own stream, seeded (seed, b): its text does not depend on the other rows
+    exit            decode with the first `exit` blocks, the final norm and the head; None: with all blocks
+    confidence      {blocks: threshold}: a token leaves at the first of these depths where its largest probability (of
+                    the softmax, whatever the temperature) reaches the threshold. Sorted LLaMA, section 4.3
+    skipped         what blocks above an exit are to know of a token that left below. "recompute": its state waits and
+                    goes up with the next token that goes so deep; all logits are those of the full keys and values.
+                    "copy": they take their keys and values from the state it left with at once; approximate, cheaper
+    draft           how drafts are made: by the first `draft` blocks of the model, or by another model of the same
+                    vocabulary. The text keeps the model's law: the same tokens if greedy, the same distribution if not
+    draft_length    how many tokens to draft at once; None: 4 at first, 2 more after a full success, else 1 less
     stop            token ids that end a row, which repeats its last one until all rows have ended; by default the
                     `eos_token_id` of the model's configuration, () for none
     mask            (B, T), nonzero where a token of an array `ids` counts: padding on the left does not
     stream          called with pieces of the new text of a single prompt as they become final, special tokens left
                     out; together they are `model.tokenizer.decode` of the new ids
+    trace           takes the depth that made each token, and counts of work and of drafts
     Positions are counted from a row's first token that counts, so that padding changes nothing.
     Raises DataError for an id outside the vocabulary, ShapeError for prompts or masks of a wrong form, TinykronError
     for an argument out of range and where prompt and new tokens do not fit the context: all before the model runs.
     """
     if not hasattr(model, "cache"):
         raise TinykronError(f"generate: a {type(model).__name__} is no causal language model")
-    _check_sampling(temperature, top_k, top_p, seed)
+    depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
     vocabulary = model.config.vocab_size
     stops = _stop_ids(stop, model.config, vocabulary)
     prompt_BT, mask_BT = _prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
     batch, start = prompt_BT.shape
     end = _end(start, max_new_tokens, model.context)
+    thresholds = _thresholds(confidence, skipped, depth)
+    drafter = _draft(draft, draft_length, confidence, model, depth, end)
     text = _text_stream(model, stream, batch)
-
-    ids_BS = np.empty((batch, end), dtype=np.int64)
-    ids_BS[:, :start] = prompt_BT
-    mask_BS = np.ones((batch, end), dtype=bool)
-    mask_BS[:, :start] = mask_BT
-    positions_BS = np.maximum(np.cumsum(mask_BS, axis=1) - 1, 0)
-    padded = not mask_BT.all()
-    generators = [np.random.default_rng((seed, row)) for row in range(batch)]
-    ended_B = np.zeros(batch, dtype=bool)
-    with no_grad(), _evaluating(model):
-        cache, cached, filled = model.cache(end), 0, start
-        while filled < end and not ended_B.all():
-            logits_B1V = model(
-                ids_BS[:, cached:filled],
-                mask_BS[:, :filled] if padded else None,
-                positions_BT=positions_BS[:, cached:filled],
-                cache=cache,
-                last_only=True,
-            ).logits
-            next_B = _choose(to_host(logits_B1V.data)[:, -1], temperature, top_k, top_p, generators)
-            ids_BS[:, filled] = np.where(ended_B, ids_BS[:, filled - 1], next_B)
-            ended_B |= np.isin(next_B, stops)
-            cached, filled = filled, filled + 1
-            if text and stream:
-                _send(stream, text.put(int(next_B[0])))
+    sampler = Sampler(temperature, top_k, top_p, seed, batch)
+    said = (lambda token: _send(stream, text.put(token))) if text and stream else None
+    texts = Continuations(prompt_BT, mask_BT, end - start, stops, said)
+    trace = trace or Trace()
+    with ExitStack() as stack:
+        for each in {id(each): each for each in (model, drafter) if isinstance(each, Module)}.values():
+            stack.enter_context(evaluating(each))
+        stack.enter_context(no_grad())
+        if thresholds is not None:
+            _by_confidence(model, texts, depth, thresholds, skipped, sampler, trace)
+        elif drafter is not None:
+            _with_draft(model, texts, depth, drafter, draft_length, sampler, trace)
+        else:
+            _plainly(model, texts, depth, sampler, trace)
     if text and stream:
         _send(stream, text.end())
-    return ids_BS[:, :filled].copy()
+    trace.depths = texts.depths_BN()
+    return texts.ids_BS()
 
 
-def distribution(
-    logits_V: np.ndarray, temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> np.ndarray:
-    """Return the probabilities (V,), float64, that sampling draws from: temperature, then top-k, then top-p.
+def changes(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int = 40, batch: int = 16, **options: Any
+) -> Callable[[Mapping[int, float]], np.ndarray]:
+    """Return a function of confidence thresholds that says which prompts' greedy text they change: (P,) booleans.
 
-    Tokens as likely as the k-th stay with it, so that more than k may remain. Top-p keeps the fewest most likely
-    tokens whose probabilities, after top-k, add up to at least `top_p`: always one; of equals the lower id goes first.
-    Top-k: Fan et al. 2018; top-p: Holtzman et al. 2020; the order and the ties are those of transformers.
-    """
-    scores = logits_V.astype(np.float64)
-    scores -= scores.max()
-    with np.errstate(over="ignore"):  # a temperature near 0 sends all but the largest to -inf
-        scores /= temperature
-    if top_k is not None and top_k < len(scores):
-        scores[scores < np.partition(scores, -top_k)[-top_k]] = -np.inf
-    probabilities = np.exp(scores)
-    probabilities /= probabilities.sum()
-    if top_p is not None and top_p < 1.0:
-        # Tokens below (1 - p) / V weigh less than 1 - p together: none is among those that reach p, none needs sorting.
-        likely = np.flatnonzero(probabilities >= (1.0 - top_p) / len(probabilities))
-        order = likely[np.argsort(-probabilities[likely], kind="stable")]
-        kept = order[: np.searchsorted(np.cumsum(probabilities[order]), top_p) + 1]
-        nucleus = np.zeros_like(probabilities)
-        nucleus[kept] = probabilities[kept] / probabilities[kept].sum()
-        return nucleus
-    return probabilities
-
-
-class TextStream:
-    """Turns token ids, one by one, into text that is final: bytes of an unfinished character are held back.
-
-    The pieces, `end()` included, join to `tokenizer.decode` of all ids. That function decides on the whole each time,
-    so that it holds for every tokenizer whose text only grows, such as byte-level BPE and SentencePiece.
+    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, as in `generate`; `batch` prompts go at once.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.sent = 0  # characters
+    def written(thresholds: Mapping[int, float]) -> list[list[int]]:
+        texts = []
+        for start in range(0, len(prompts), batch):
+            part, trace = list(prompts[start : start + batch]), Trace()
+            ids_BS = generate(model, part, max_new_tokens, confidence=thresholds, trace=trace, **options)
+            lengths_B = (trace.depths > 0).sum(axis=1)  # a row that ended repeats its last token until all have
+            new_BN = ids_BS[:, ids_BS.shape[1] - trace.depths.shape[1] :]
+            texts += [row[:length].tolist() for row, length in zip(new_BN, lengths_B, strict=True)]
+        return texts
 
-    def put(self, token_id: int) -> str:
-        """Add a token; return the text that is now final, "" if it ends within a character."""
-        self.ids.append(token_id)
-        text = self.tokenizer.decode(self.ids)
-        return self._advance(text.rstrip("\ufffd"))  # an unfinished character decodes to replacement characters
+    full: list[list[int]] = []
 
-    def end(self) -> str:
-        """Return what was held back: "", or a replacement character for bytes that never became one."""
-        return self._advance(self.tokenizer.decode(self.ids))
+    def changed(thresholds: Mapping[int, float]) -> np.ndarray:
+        if not full:
+            full.extend(written({}))
+        pairs = zip(written(thresholds), full, strict=True)
+        return np.array([early != late for early, late in pairs])
 
-    def _advance(self, text: str) -> str:
-        piece = text[self.sent :]
-        self.sent += len(piece)
-        return piece
+    return changed
+
+
+# Ways to decode -------------------------------------------------------------------------------------------------------
+
+
+def _plainly(model: Any, texts: Continuations, depth: int, sampler: Sampler, trace: Trace) -> None:
+    """One token after the other, each by the first `depth` blocks."""
+    batch, time = texts.prompt_BT.shape
+    cache, ids_BT = model.cache(time + texts.most), texts.last_BT(time)
+    start_B1 = time - texts.lengths_B[:, None]
+    while texts.active:
+        slots_T = np.arange(cache.length, cache.length + ids_BT.shape[1])
+        positions_BT = np.maximum(slots_T - start_B1, 0)
+        mask_BS = np.arange(slots_T[-1] + 1) >= start_B1 if start_B1.any() else None
+        out = model(ids_BT, mask_BS, positions_BT=positions_BT, cache=cache, last_only=True, exit=depth)
+        logits_BV = to_host(out.logits.data)[:, -1]
+        for row in texts.active:
+            texts.add(row, [sampler.take(logits_BV[row], row)], depth)
+        trace.steps += len(slots_T) * depth
+        ids_BT = texts.last_BT(1)
+
+
+def _by_confidence(
+    model: Any,
+    texts: Continuations,
+    depth: int,
+    thresholds: Mapping[int, float],
+    skipped: str,
+    sampler: Sampler,
+    trace: Trace,
+) -> None:
+    """One token after the other, each by as many blocks as it takes to be sure; all rows wait for the deepest."""
+    time = texts.prompt_BT.shape[1]
+    run = PartialPass(model, texts.lengths_B, time + texts.most, depth)
+    ids_BT = texts.last_BT(time)
+    if skipped == "copy" and time > 1 and texts.active:  # only what is generated may leave early
+        run.feed(ids_BT[:, :-1])
+        run.logits(depth)
+        ids_BT = ids_BT[:, -1:]
+    while texts.active:
+        run.feed(ids_BT)
+        left_B = np.array([room == 0 for room in texts.room])
+        for place in [*sorted(thresholds), depth]:
+            logits_BV = run.logits(place, held_B=left_B if skipped == "copy" and left_B.any() else None)[:, -1]
+            sure_B = confidence_of(logits_BV) >= thresholds[place] if place < depth else ~left_B
+            for row in np.flatnonzero(sure_B & ~left_B).tolist():
+                texts.add(row, [sampler.take(logits_BV[row], row)], place)
+            left_B |= sure_B
+            if left_B.all():
+                break
+        if skipped == "copy":
+            run.fill()
+        ids_BT = texts.last_BT(1)
+    trace.steps = run.steps
+
+
+def _with_draft(
+    model: Any,
+    texts: Continuations,
+    depth: int,
+    drafter: Any,
+    draft_length: int | None,
+    sampler: Sampler,
+    trace: Trace,
+) -> None:
+    """Several tokens a round: drafted by an exit of the model or by another model, then checked in one pass."""
+    time, rows = texts.prompt_BT.shape[1], len(texts.tokens)
+    capacity = time + texts.most + min(texts.most, draft_length or texts.most)  # rows near their end draft no less
+    target = PartialPass(model, texts.lengths_B, capacity, depth)
+    draft, draft_depth = target, drafter
+    if isinstance(drafter, Module):
+        draft = PartialPass(drafter, texts.lengths_B, capacity)
+        draft_depth = draft.depth
+    tally = speculate(
+        texts, target, depth, draft, draft_depth, Window(rows, draft_length), sampler.law, sampler.chances
+    )
+    trace.steps, trace.rounds = target.steps, tally.rounds
+    trace.draft_steps = draft.steps if draft is not target else 0
+    trace.drafted, trace.accepted = np.array(tally.drafted), np.array(tally.accepted)
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
-    if not 0.0 <= temperature < float("inf"):
-        raise TinykronError(f"temperature: expected a finite number >= 0, found {temperature}")
-    if top_k is not None:
-        _whole("top_k", top_k, 1)
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise TinykronError(f"top_p: expected a probability in (0, 1], found {top_p}")
-    _whole("seed", seed, 0)
+def _thresholds(confidence: Mapping[int, float] | None, skipped: str, depth: int) -> dict[int, float] | None:
+    if skipped not in SKIPPED:
+        raise TinykronError(f"skipped: found {skipped!r}, expected one of {', '.join(SKIPPED)}")
+    if confidence is None:
+        if skipped != SKIPPED[0]:
+            raise TinykronError(f'skipped: "{skipped}" says how confidence exits leave their keys; none are given')
+        return None
+    for blocks, threshold in confidence.items():
+        _below(blocks, depth, "confidence")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0.0 <= threshold <= 1.0:
+            raise TinykronError(f"confidence: expected a threshold in [0, 1] for exit {blocks}, found {threshold!r}")
+    return {int(blocks): float(threshold) for blocks, threshold in confidence.items()}
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise TinykronError(f"{name}: expected a whole number >= {least}, found {value!r}")
-    return int(value)
+def _below(exit: Any, depth: int, name: str) -> int:
+    """Return an exit above which there are blocks."""
+    if depth == 1:
+        raise TinykronError(f"{name}: exit 1 has no exit below it")
+    return check_exit(exit, depth - 1, name)
+
+
+def _draft(
+    draft: Any, draft_length: int | None, confidence: Mapping[int, float] | None, model: Any, depth: int, end: int
+) -> Any:
+    """Return what drafts: a number of blocks, a model, or None."""
+    if draft is None:
+        if draft_length is not None:
+            raise TinykronError(f"draft_length: found {draft_length!r} and no draft")
+        return None
+    if confidence is not None:
+        raise TinykronError("confidence and draft: expected one of the two")
+    if draft_length is not None:
+        whole("draft_length", draft_length, 1)
+    if not isinstance(draft, Module):
+        return _below(draft, depth, "draft")
+    if not hasattr(draft, "cache"):
+        raise TinykronError(f"draft: a {type(draft).__name__} is no causal language model")
+    if draft.config.vocab_size != model.config.vocab_size:  # type: ignore[attr-defined]
+        sizes = f"{draft.config.vocab_size} tokens, the model {model.config.vocab_size}"  # type: ignore[attr-defined]
+        raise TinykronError(f"draft: it knows {sizes}; expected one vocabulary")
+    if draft.context < end:  # type: ignore[attr-defined]
+        raise TinykronError(f"draft: {end} tokens are more than its context of {draft.context}")  # type: ignore[attr-defined]
+    return draft
 
 
 def _stop_ids(stop: int | Sequence[int] | None, config: Any, vocabulary: int) -> list[int]:
@@ -168,7 +279,7 @@ def _stop_ids(stop: int | Sequence[int] | None, config: Any, vocabulary: int) ->
     if given is None:
         return []
     name = "eos_token_id" if stop is None else "stop"
-    found = [_whole(name, token, 0) for token in ([given] if isinstance(given, (int, np.integer)) else given)]
+    found = [whole(name, token, 0) for token in ([given] if isinstance(given, (int, np.integer)) else given)]
     inside = [token for token in found if token < vocabulary]
     if stop is not None and len(inside) < len(found):
         raise DataError(f"stop: token ids must be in 0..{vocabulary - 1}, found {max(found)}")
@@ -223,7 +334,7 @@ def _end(start: int, max_new_tokens: int | None, context: int) -> int:
         raise TinykronError(f"ids: a prompt of {start} tokens is longer than the model's context of {context}")
     if max_new_tokens is None:
         return context
-    end = start + _whole("max_new_tokens", max_new_tokens, 1)
+    end = start + whole("max_new_tokens", max_new_tokens, 1)
     if end > context:
         raise TinykronError(
             f"max_new_tokens: {start} tokens of prompt + {max_new_tokens} new ones are more than the model's context "
@@ -242,48 +353,6 @@ def _text_stream(model: Any, stream: Any, batch: int) -> TextStream | None:
     return TextStream(model.tokenizer)
 
 
-# One step -------------------------------------------------------------------------------------------------------------
-
-
-def _choose(
-    logits_BV: np.ndarray,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generators: list[np.random.Generator],
-) -> np.ndarray:
-    """Return the next token of each row, (B,) int64: the most likely one, or one drawn from the row's generator."""
-    best_B = logits_BV.argmax(axis=-1)
-    if not np.isfinite(logits_BV[np.arange(len(best_B)), best_B]).all():  # argmax finds a NaN first
-        raise TinykronError("generate: the model's logits are not finite; its weights may be damaged")
-    if temperature == 0:
-        return best_B
-    return np.array(
-        [
-            draw(distribution(logits_V, temperature, top_k, top_p), generator)
-            for logits_V, generator in zip(logits_BV, generators, strict=True)
-        ]
-    )
-
-
-def draw(probabilities_V: np.ndarray, generator: np.random.Generator) -> int:
-    """Draw an index by inverting the cumulative sum: one uniform number a token, and never one of probability 0."""
-    reached_V = np.cumsum(probabilities_V)
-    return int(np.searchsorted(reached_V, generator.random() * reached_V[-1], side="right"))
-
-
 def _send(stream: Callable[[str], object], piece: str) -> None:
     if piece:
         stream(piece)
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """Switch dropout off for a block; every module gets back the mode it had."""
-    before = [(module, module.training) for _, module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

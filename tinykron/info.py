@@ -12,9 +12,10 @@ from tinykron import checkpoint
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.compress import dense_shapes
-from tinykron.kron.fit import gaussian_energy, nearest
+from tinykron.kron.fit import nearest
 from tinykron.kron.linear import KronEmbedding, KronModule
 from tinykron.kron.product import multiplications
+from tinykron.kron.svd import gaussian_energy
 from tinykron.nn import Embedding, Linear
 from tinykron.progress import Progress
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,6 +150,18 @@ class Module:
         for parameter in self.parameters():
             parameter.data, parameter.grad = to_device(parameter.data, device), None
         return self
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Switch dropout off for a block; every module gets back the mode it had."""
+    before = [(module, module.training) for _, module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def mismatch(missing: list[str], unexpected: list[str], wrong_shapes: list[str]) -> str:

@@ -17,8 +17,8 @@ from tinykron import checkpoint
 from tinykron.evaluate import perplexity
 from tinykron.generate import generate
 from tinykron.info import flops_per_token
-from tinykron.kron.compress import KronPlan
-from tinykron.kron.fit import gaussian_energy
+from tinykron.kron.plan import KronPlan
+from tinykron.kron.svd import gaussian_energy
 from tinykron.tensor import no_grad
 from tinykron.train import History
 

@@ -127,11 +127,11 @@ def fit(
     history = History(settings, inputs=_fingerprint(tokens, teacher, losses, layers or (), masking))
     path = Path(folder) / CHECKPOINT if folder else None
     if path and path.exists():
-        _resume(path, student, optimiser, history)
+        resume_run(path, student, optimiser, history)
     kept = history.steps  # as many as the checkpoint holds
     student.train()
     total, done = (steps * settings.tokens_per_step for steps in (settings.steps, history.steps))
-    with recycled_memory(), _interruptible() as stop, Progress(title, total, "tokens", done) as progress:
+    with recycled_memory(), interruptible() as stop, Progress(title, total, "tokens", done) as progress:
         while history.steps < settings.steps and not stop.is_set():
             step = history.steps
             optimiser.lr = settings.lr * factor(step)
@@ -155,10 +155,10 @@ def fit(
             note += [f"held-out perplexity {value:.2f}" for _, value in history.perplexities[-1:]]
             progress.advance(settings.tokens_per_step, ", ".join(note))
             if path and (last or history.steps % settings.checkpoint_every == 0):
-                _save(path, student, optimiser, history)
+                save_run(path, student, optimiser, history)
                 kept = history.steps
         if path and history.steps > kept:  # Ctrl-C came between two checkpoints
-            _save(path, student, optimiser, history)
+            save_run(path, student, optimiser, history)
         history.interrupted = stop.is_set() and history.steps < settings.steps
     student.zero_grad()
     student.eval()
@@ -191,7 +191,7 @@ def _gradients(
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event that the loop looks at; a second one interrupts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -213,7 +213,8 @@ def _interruptible() -> Iterator[threading.Event]:
 # Checkpoints: one file, replaced as a whole, so that there is always a whole one --------------------------------------
 
 
-def _save(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
+def save_run(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
+    """Write the checkpoint of a run. Raises CheckpointError where it cannot be written."""
     arrays = {f"model.{name}": to_host(array) for name, array in student.state_dict().items()}
     arrays |= {f"optimiser.{name}": to_host(array) for name, array in optimiser.state_dict().items()}
     try:
@@ -235,8 +236,8 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _resume(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
-    """Continue from a checkpoint. Raises CheckpointError if it is damaged, or comes from another run."""
+def resume_run(path: Path, student: Module, optimiser: AdamW, history: History) -> dict[str, Any]:
+    """Continue from a checkpoint; return what it says. Raises CheckpointError if it is damaged, or of another run."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -260,6 +261,7 @@ def _resume(path: Path, student: Module, optimiser: AdamW, history: History) -> 
     except CheckpointError as error:
         raise CheckpointError(f"{path}: belongs to another model: {error}") from error
     history.steps, history.terms, history.gradient_norms, history.perplexities = steps, terms, norms, perplexities
+    return saved
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,15 +1,34 @@
-"""Kronecker factorisation: the algebra, layers that hold factors, and turning a model into factors and back."""
+"""Kronecker factorisation: the algebra, the fits, the layers, and turning a model into factors and back."""
 
 from tinykron.kron.algebra import KronSum as KronSum
-from tinykron.kron.compress import Choice as Choice
-from tinykron.kron.compress import KronPlan as KronPlan
+from tinykron.kron.algebra import commutation as commutation
+from tinykron.kron.algebra import khatri_rao as khatri_rao
+from tinykron.kron.algebra import rearrange as rearrange
+from tinykron.kron.algebra import shuffle as shuffle
+from tinykron.kron.algebra import unrearrange as unrearrange
+from tinykron.kron.algebra import unvec as unvec
+from tinykron.kron.algebra import vec as vec
+from tinykron.kron.calibration import Calibration as Calibration
+from tinykron.kron.calibration import calibrate as calibrate
 from tinykron.kron.compress import factorise as factorise
-from tinykron.kron.compress import kngpt2_plan as kngpt2_plan
 from tinykron.kron.compress import merge as merge
 from tinykron.kron.compress import plan_of as plan_of
 from tinykron.kron.compress import restructure as restructure
-from tinykron.kron.fit import gaussian_energy as gaussian_energy
+from tinykron.kron.controls import low_rank as low_rank
 from tinykron.kron.fit import nearest as nearest
+from tinykron.kron.kronecker_sum import KroneckerSum as KroneckerSum
 from tinykron.kron.linear import KronEmbedding as KronEmbedding
 from tinykron.kron.linear import KronLinear as KronLinear
+from tinykron.kron.operators import Kron as Kron
+from tinykron.kron.operators import Sum as Sum
+from tinykron.kron.plan import Choice as Choice
+from tinykron.kron.plan import KronPlan as KronPlan
+from tinykron.kron.planner import plan as plan
+from tinykron.kron.presets import PRESETS as PRESETS
+from tinykron.kron.presets import kngpt2_plan as kngpt2_plan
+from tinykron.kron.presets import kroneckerbert8_plan as kroneckerbert8_plan
+from tinykron.kron.presets import kroneckerbert21_plan as kroneckerbert21_plan
+from tinykron.kron.presets import krony_pt_plan as krony_pt_plan
 from tinykron.kron.product import apply as apply
+from tinykron.kron.spectral import Spectral as Spectral
+from tinykron.kron.svd import gaussian_energy as gaussian_energy

@@ -1,4 +1,5 @@
 """Sums of Kronecker products as arrays: which shapes fit together, and the rearrangement that makes them low rank.
+Below, what the identities about vec need: its two orders, the commutation matrix, the Khatri-Rao product.
 
 Letters: W (M*P, N*Q), out x in, is the sum of R terms A (M, N) x B (P, Q), stacked as `a_RMN` and `b_RPQ`; entry
 [m*P + p, n*Q + q] of a term is A[m, n] * B[p, q].
@@ -9,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product as pairs_of
 from math import isqrt
+from typing import Any
 
 import numpy as np
 
-from tinykron.backend import Array, xp_of
+from tinykron.backend import Array, current_device, get, to_device, xp_of
 from tinykron.errors import ShapeError
 
 Shape = tuple[int, int]
@@ -24,8 +26,9 @@ class KronSum:
 
     a: Array  # (R, M, N)
     b: Array  # (R, P, Q)
-    error: float | None = None  # ||W - sum|| / ||W||, Frobenius; None if this is no fit
+    error: float | None = None  # ||W - sum|| / ||W|| in the metric of the fit; None if this is no fit
     energy: float | None = None  # ||sum|| / ||W||, so that energy^2 + error^2 = 1
+    bounds: tuple[float, float] | None = None  # where the error of the best such sum lies, when asked for
 
     @property
     def terms(self) -> int:
@@ -100,3 +103,46 @@ def unrearrange(r: Array, a_shape: Shape, b_shape: Shape) -> Array:
     if r.shape != (m * n, p * q):
         raise ShapeError(f"rearrangement is {r.shape}, A {a_shape} and B {b_shape} need ({m * n}, {p * q})")
     return r.reshape(m, n, p, q).transpose(0, 2, 1, 3).reshape(m * p, n * q)
+
+
+# Vec ------------------------------------------------------------------------------------------------------------------
+# By rows (A x B) vec(X) = vec(A X B^T) with X (N, Q), by columns (A x B) vec(X) = vec(B X A^T) with X (Q, N): the same
+# product, read with X and its outcome transposed. tinykron vectorises by rows, as NumPy does; many books by columns.
+
+
+def vec(x: Array, columns: bool = False) -> Array:
+    """Return the entries of a matrix (M, N) as a vector (M*N,): row by row, or column by column."""
+    return (x.T if columns else x).reshape(-1)
+
+
+def unvec(v: Array, shape: Shape, columns: bool = False) -> Array:
+    """Return the matrix (M, N) whose `vec` is v (M*N,). Raises ShapeError."""
+    if v.shape != (shape[0] * shape[1],):
+        raise ShapeError(f"vec of a matrix {shape} is ({shape[0] * shape[1]},), found {v.shape}")
+    return v.reshape(shape[::-1]).T if columns else v.reshape(shape)
+
+
+def shuffle(m: int, n: int) -> Array:
+    """Return the perfect shuffle (M*N,), whole numbers on the default device: the commutation matrix as an index.
+
+    For X (M, N): vec(X^T) = vec(X)[shuffle(m, n)], both by columns; by rows it is shuffle(n, m). For A (M, N) and
+    B (P, Q): B x A = (A x B)[shuffle(p, m)][:, shuffle(q, n)].
+    """
+    return to_device(np.arange(m * n).reshape(n, m).T.reshape(-1))
+
+
+def commutation(m: int, n: int, dtype: Any = np.float32) -> Array:
+    """Return the commutation matrix K (M*N, M*N): K vec(X) = vec(X^T), both by columns, for X (M, N).
+
+    On the default device. Orthogonal; its transpose is commutation(n, m). To permute something, `shuffle` is cheaper.
+    Magnus & Neudecker 1979.
+    """
+    xp = get(current_device()).xp
+    return xp.eye(m * n, dtype=dtype)[shuffle(m, n)]
+
+
+def khatri_rao(a: Array, b: Array) -> Array:
+    """Return the Khatri-Rao product (M*P, N) of a (M, N) and b (P, N), a x b column by column. Raises ShapeError."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ShapeError(f"a Khatri-Rao product takes (M, N) and (P, N), found {tuple(a.shape)} and {tuple(b.shape)}")
+    return (a[:, None, :] * b[None, :, :]).reshape(-1, a.shape[1])

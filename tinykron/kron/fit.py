@@ -1,9 +1,12 @@
-"""Finding the sum of Kronecker products nearest to a matrix."""
+"""Fitting a sum of Kronecker products to a matrix: the nearest one, in the plain norm or in what the data weigh.
+
+Low rank is a special case: A (M*P, 1) x B (1, N*Q) is a column times a row, a sum of R of them has rank R, and the fit
+weighted by the inputs is SVD-LLM's (arXiv 2403.07378).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -11,117 +14,194 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import DtypeError, TinykronError
-from tinykron.kron.algebra import KronSum, Shape, check_terms, factor_shapes, rearrange
+from tinykron.kron import metric as metrics
+from tinykron.kron.algebra import KronSum, Shape, check_terms, factor_shapes
+from tinykron.kron.als import alternate
+from tinykron.kron.metric import Metric, Root, Split
+from tinykron.kron.svd import SLAB_ELEMENTS, signs, truncated
 
-SLAB_ELEMENTS = 1 << 20  # of a matrix, turned to float64 at a time: 8 MB
-GAUSSIAN_VALUES = 1024  # singular values to draw before an average counts as the expectation
+RIDGE = 1e-6  # of a metric's mean diagonal: directions that no calibration text excited still count a little
+SWEEPS = 20
+TOLERANCE = 1e-5  # of the cost of the matrix: a sweep that gains less is the last
 
 
-def nearest(w: Array, shape: Shape, terms: int = 1) -> KronSum:
-    """Return the sum of `terms` Kronecker products closest to `w` in the Frobenius norm.
+def nearest(
+    w: Array,
+    shape: Shape,
+    terms: int = 1,
+    covariance: Metric = None,
+    output: Metric = None,
+    *,
+    ridge: float = RIDGE,
+    sweeps: int = SWEEPS,
+    tolerance: float = TOLERANCE,
+    certify: bool = False,
+) -> KronSum:
+    """Return the sum of `terms` Kronecker products closest to `w`: the least tr(G E C E^T) of the error E.
 
-    w      (M*P, N*Q) matrix, out x in, of floats
-    shape  (M, N) of each A; must divide w's shape
-    Returns a KronSum in w's dtype whose terms are sorted: the first k are the best k. ||A|| = ||B|| in each, and the
-    first large entry of B is positive.
+    w           (M*P, N*Q) matrix, out x in, of floats
+    shape       (M, N) of each A; must divide w's shape
+    covariance  C, (N*Q, N*Q) second moment of the inputs, or what `metric` allows; None measures every input alike
+    output      G, the same for the outputs (M*P); a vector weighs the rows of a table by how often each occurs
+    ridge       added to the diagonal of C and G, as a share of its mean; with 0, a singular one leaves directions free
+    sweeps      of alternating least squares, at most, where there is no closed form; 0 keeps the starting point
+    tolerance   a sweep that gains less than this share of the cost of w is the last
+    certify     also return bounds on the error of the best such sum
+    Returns a KronSum in w's dtype whose terms are sorted, with ||A|| = ||B|| and the first large entry of B positive.
+    Without C and G, the first k terms are the best k (Eckart & Young 1936; Van Loan & Pitsianis 1993; KroneckerBERT eq.
+    2-5), and so they are where C is a Kronecker product with factors (N, N) and (Q, Q), as it always is where N or Q is
+    1: whiten, truncate, whiten back. Elsewhere C is taken as it is: alternating least squares, from the closed form of
+    the Kronecker product nearest to C, and the first k terms are the best k of the sum found, in that product's metric.
+    A G that is no Kronecker product is replaced by the nearest; the error is measured in G itself.
     Raises ShapeError, listing the nearest shapes that divide, or the number of terms that the shape allows;
-    DtypeError if w is not real floats; TinykronError if it holds a NaN or an infinity.
-    Van Loan & Pitsianis 1993; KroneckerBERT eq. 2-5.
+    DtypeError if w is not real floats; TinykronError if w, C or G holds a NaN or an infinity.
     """
     a_shape, b_shape = factor_shapes(w.shape, shape)
     check_terms(terms, a_shape, b_shape)
+    check_matrix(w)
+    if covariance is None and output is None:
+        return truncated(w, shape, terms)
+    covariance = metrics.checked(covariance, w.shape[1], "covariance", w, ridge)
+    output = metrics.checked(output, w.shape[0], "output", w, ridge)
+    search = Search(sweeps, tolerance, certify)
+    if b_shape[0] == 1 and a_shape[0] > w.shape[1]:
+        small, rows = compact(w, output)
+        fit = search.one_sided(small, (len(small), a_shape[1]), terms, covariance)
+        return _finished(replace(fit, a=w.astype(np.float64) @ rows @ fit.a), w.dtype)
+    return _finished(search.two_sided(w.astype(np.float64), a_shape, b_shape, terms, covariance, output), w.dtype)
+
+
+def check_matrix(w: Array, name: str = "w") -> None:
+    """Raise DtypeError unless w holds real floats, TinykronError if one is NaN or infinite."""
     if w.dtype.kind != "f":
         raise DtypeError(f"nearest: expected a matrix of real floats, found {w.dtype}")
-    xp = xp_of(w)
-    bad = w.size - int(xp.isfinite(w).sum())
+    bad = w.size - int(xp_of(w).isfinite(w).sum())
     if bad:
-        raise TinykronError(f"nearest: {bad} of the {w.size} values of w are NaN or infinite")
-    # The Gram matrix squares the singular values, which costs half of float64's digits: more than float32 has.
-    fit = _by_svd if w.dtype == np.float64 else _by_gram
-    a_KR, b_LR, squares = fit(xp, w, a_shape, b_shape, terms)
-    total, tail = float(squares.sum()), float(squares[terms:].sum())
-    lost = tail / total if total else 0.0
-    sign_R = _signs(xp, b_LR)
-    a_RMN = xp.ascontiguousarray((a_KR * sign_R).T).reshape(terms, *a_shape)
-    b_RPQ = xp.ascontiguousarray((b_LR * sign_R).T).reshape(terms, *b_shape)
-    return KronSum(a_RMN, b_RPQ, error=sqrt(lost), energy=sqrt(1.0 - lost))
+        raise TinykronError(f"nearest: {bad} of the {w.size} values of {name} are NaN or infinite")
 
 
-def _by_svd(xp: Any, w: Array, a_shape: Shape, b_shape: Shape, terms: int) -> tuple[Array, Array, Array]:
-    """Return the columns vec(A) and vec(B) of each term, and all squared singular values up to a common factor."""
-    u, s, vt = xp.linalg.svd(rearrange(w, a_shape), full_matrices=False)
-    root = xp.sqrt(s[:terms])
-    return u[:, :terms] * root, vt[:terms].T * root, (s / (s[0] + (s[0] == 0.0))) ** 2
+def compact(w: Array, output: Metric) -> tuple[Array, Array]:
+    """Return (D, D) matrices: one that is as hard to fit as w (M, D) where P is 1, and one that leads back to w's rows.
 
-
-def _by_gram(xp: Any, w: Array, a_shape: Shape, b_shape: Shape, terms: int) -> tuple[Array, Array, Array]:
-    """The same through the eigenvectors of R^T R on R's short side, read in slabs: R itself is never built."""
-    wide = a_shape[0] * a_shape[1] < b_shape[0] * b_shape[1]
-    gram = sum(slab.T @ slab for slab in _slabs(w, a_shape, b_shape, wide))
-    values, vectors = xp.linalg.eigh(gram)
-    short = vectors[:, ::-1][:, :terms]
-    long = xp.empty((w.size // len(short), terms), dtype=w.dtype)
-    squares, start = 0.0, 0
-    for slab in _slabs(w, a_shape, b_shape, wide):
-        part = slab @ short
-        squares = squares + (part * part).sum(axis=0)
-        long[start : start + len(part)] = part
-        start += len(part)
-    root = xp.sqrt(xp.sqrt(squares))  # of the singular values, from `long` itself: exact where an eigenvalue is noise
-    long *= (1.0 / xp.where(root > 0.0, root, 1.0)).astype(w.dtype)
-    short = (short * root).astype(w.dtype)
-    eigenvalues = xp.maximum(values[::-1], 0.0)
-    return (short, long, eigenvalues) if wide else (long, short, eigenvalues)
-
-
-def _slabs(w: Array, a_shape: Shape, b_shape: Shape, wide: bool) -> Iterator[Array]:
-    """Yield consecutive rows of the rearrangement of w, or of its transpose if it is wide, in float64."""
-    (m, n), (p, q) = a_shape, b_shape
-    w_MPNQ = w.reshape(m, p, n, q)
-    tall = w_MPNQ.transpose(1, 3, 0, 2) if wide else w_MPNQ.transpose(0, 2, 1, 3)
-    short = min(m * n, p * q)
-    step = max(1, SLAB_ELEMENTS * len(tall) // w.size)
-    for start in range(0, len(tall), step):
-        yield tall[start : start + step].astype(np.float64).reshape(-1, short)
-
-
-def _signs(xp: Any, b_LR: Array) -> Array:
-    """Return +-1 per term that makes the first entry at least half as large as B's largest positive."""
-    size = xp.abs(b_LR)
-    first = xp.argmax(size >= 0.5 * size.max(axis=0), axis=0)
-    return xp.where(b_LR[first, xp.arange(b_LR.shape[1])] < 0.0, -1.0, 1.0).astype(b_LR.dtype)
-
-
-def gaussian_energy(dense: Shape, shape: Shape, terms: int = 1) -> float:
-    """Return the energy that `nearest` would keep, on average, of a matrix of independent Gaussian numbers.
-
-    The yardstick for a fit: a matrix that keeps no more than this has no Kronecker structure of this shape.
-    dense, shape  of the matrix (M*P, N*Q) and of A (M, N)
-    The mean over seeded draws of the singular values of a Gaussian (M*N, P*Q) matrix; they are those of a bidiagonal
-    matrix of chi variables, so that no large matrix is drawn. Dumitriu & Edelman 2002. Raises ShapeError.
+    Where P is 1, every row of w has a row of A to itself, and for given B the best one is linear in w's row. So the fit
+    depends on w^T G w alone, and a root of it stands for w: A = w @ rows @ A' for the factor A' of the smaller matrix.
+    A table of 50,257 tokens becomes a matrix of 768 rows.
     """
-    a_shape, b_shape = factor_shapes(dense, shape)
-    check_terms(terms, a_shape, b_shape)
-    short, long = sorted((a_shape[0] * a_shape[1], b_shape[0] * b_shape[1]))
-    return _gaussian_energy(short, long, terms)
+    xp = xp_of(w)
+    step = max(1, SLAB_ELEMENTS // w.shape[1])
+    gram = xp.zeros((w.shape[1],) * 2)
+    for start in range(0, len(w), step):
+        slab = w[start : start + step].astype(np.float64)
+        part = None if output is None else metrics.dense(output)[start : start + step]
+        gram += slab.T @ (slab if part is None else slab * part[:, None] if part.ndim == 1 else part @ w)
+    made = metrics.Root(0.5 * (gram + gram.T))
+    return xp.ascontiguousarray(made.root.T), xp.ascontiguousarray(made.inverse.T)
 
 
-@cache
-def _gaussian_energy(short: int, long: int, terms: int) -> float:
-    from scipy.linalg import eigvalsh_tridiagonal
+# Weighted -------------------------------------------------------------------------------------------------------------
 
-    if terms == short:
-        return 1.0
-    generator = np.random.default_rng(0)
-    draws = max(4, GAUSSIAN_VALUES // short)
-    energy = 0.0
-    for _ in range(draws):
-        diagonal = generator.chisquare(np.arange(long, long - short, -1))
-        below = generator.chisquare(np.arange(short - 1, 0, -1))
-        square = diagonal.copy()  # the bidiagonal matrix times its transpose: tridiagonal
-        square[1:] += below
-        top = eigvalsh_tridiagonal(
-            square, np.sqrt(diagonal[:-1] * below), select="i", select_range=(short - terms, short - 1)
-        )
-        energy += sqrt(float(top.sum() / square.sum())) / draws
-    return energy
+
+@dataclass(frozen=True)
+class Search:
+    """How long to look for a fit that has no closed form; the arguments of `nearest`. Everything here is float64."""
+
+    sweeps: int = SWEEPS
+    tolerance: float = TOLERANCE
+    certify: bool = False
+
+    def two_sided(
+        self, w: Array, a_shape: Shape, b_shape: Shape, terms: int, covariance: Metric, output: Metric
+    ) -> KronSum:
+        """Fit with a metric of the outputs, too: its root moves into w, and out of the factors afterwards."""
+        if output is None:
+            return self.one_sided(w, a_shape, terms, covariance)
+        outputs = metrics.split(output, (a_shape[0], b_shape[0]))
+        first, second = metrics.Root(outputs.first), metrics.Root(outputs.second)
+        left = metrics.times(w.T, first.root, second.root, (a_shape[0], b_shape[0])).T
+        fit = self.one_sided(left, a_shape, terms, covariance)
+        a_RMN = metrics.times(fit.a.swapaxes(1, 2), first.inverse, None, (a_shape[0], 1)).swapaxes(1, 2)
+        b_RPQ = metrics.times(fit.b.swapaxes(1, 2), None, second.inverse, (1, b_shape[0])).swapaxes(1, 2)
+        if outputs.exact:
+            return replace(fit, a=a_RMN, b=b_RPQ)
+        whole = metrics.cost(w, covariance, output)
+        error = metrics.cost(w - KronSum(a_RMN, b_RPQ).dense(), covariance, output)
+        bounds = fit.bounds
+        if bounds is not None:
+            share = metrics.cost(left, covariance, None) / whole
+            low, high = loewner(output, outputs, first, second)
+            bounds = bounds[0] * sqrt(low * share), bounds[1] * sqrt(high * share)
+        return _measured(KronSum(a_RMN, b_RPQ, bounds=bounds), error, whole)
+
+    def one_sided(self, w: Array, a_shape: Shape, terms: int, covariance: Metric) -> KronSum:
+        """Fit with a metric of the inputs: whiten, truncate, whiten back; then alternate where that is not the best."""
+        sizes = a_shape[1], w.shape[1] // a_shape[1]
+        inputs = metrics.split(covariance, sizes)
+        first, second = metrics.Root(inputs.first), metrics.Root(inputs.second)
+        white = truncated(metrics.times(w, first.root, second.root, sizes), a_shape, terms, by_gram=True)
+        a_RMN = metrics.times(white.a, first.inverse, None, (sizes[0], 1))
+        b_RPQ = metrics.times(white.b, None, second.inverse, (1, sizes[1]))
+        if inputs.exact:
+            bound = white.error or 0.0
+            return replace(white, a=a_RMN, b=b_RPQ, bounds=(bound, bound) if self.certify else None)
+        full = metrics.dense(covariance)
+        whole = metrics.cost(w, full, None)
+        start = KronSum(a_RMN, b_RPQ)
+        if self.sweeps and whole:
+            plain = truncated(w, a_shape, terms, by_gram=True)
+            start = min((start, plain), key=lambda fit: metrics.cost(w - fit.dense(), full, None))
+            start = _in_order(*alternate(w, full, start.a, start.b, self.sweeps, self.tolerance)[:2], first, second)
+        bounds = None
+        if self.certify:
+            low, high = loewner(full, inputs, first, second)
+            tail = (white.error or 0.0) ** 2 * metrics.cost(w, (inputs.first, inputs.second), None) / whole
+            bounds = sqrt(low * tail), sqrt(high * tail)
+        return _measured(replace(start, bounds=bounds), metrics.cost(w - start.dense(), full, None), whole)
+
+
+def loewner(metric: Array, near: Split, first: Root, second: Root) -> tuple[float, float]:
+    """Return the largest a and the least b with a K <= C <= b K, for C and the Kronecker product K that stands for it.
+
+    They bracket the best cost: a times the tail that K's closed form leaves is no more, b times it no less. With E of
+    the closed form and E* of the best fit: f_C(E) <= b f_K(E) <= b f_K(E*) <= (b / a) f_C(E*).
+    """
+    if near.exact:
+        return 1.0, 1.0
+    xp = xp_of(metric)
+    if metric.ndim == 1:
+        ratio = metric * xp.kron(first.inverse, second.inverse) ** 2
+        return float(ratio.min()), float(ratio.max())
+    sizes = first.root.shape[0], second.root.shape[0]
+    half = metrics.times(metric, first.inverse.T, second.inverse.T, sizes)
+    whitened = metrics.times(half.T, first.inverse.T, second.inverse.T, sizes)
+    values = xp.linalg.eigvalsh(0.5 * (whitened + whitened.T))
+    return max(0.0, float(values[0])), float(values[-1])
+
+
+def _measured(fit: KronSum, cost: float, whole: float) -> KronSum:
+    lost = min(1.0, max(0.0, cost / whole)) if whole else 0.0
+    return replace(fit, error=sqrt(lost), energy=sqrt(1.0 - lost))
+
+
+def _in_order(a_RMN: Array, b_RPQ: Array, first: Root, second: Root) -> KronSum:
+    """Return the same sum in other terms: the first k are its best k-term part in the metric of the roots."""
+    xp = xp_of(a_RMN)
+    terms, sizes = len(a_RMN), (a_RMN.shape[2], b_RPQ.shape[2])
+    a_KR = metrics.times(a_RMN, first.root, None, (sizes[0], 1)).reshape(terms, -1).T
+    b_LR = metrics.times(b_RPQ, None, second.root, (1, sizes[1])).reshape(terms, -1).T
+    (q_KR, upper_a), (q_LR, upper_b) = xp.linalg.qr(a_KR), xp.linalg.qr(b_LR)
+    u, s, vt = xp.linalg.svd(upper_a @ upper_b.T, full_matrices=False)
+    scale = xp.sqrt(s)
+    a_RMN = (q_KR @ (u * scale)).T.reshape(a_RMN.shape)
+    b_RPQ = (q_LR @ (vt.T * scale)).T.reshape(b_RPQ.shape)
+    a_RMN = metrics.times(a_RMN, first.inverse, None, (sizes[0], 1))
+    return KronSum(a_RMN, metrics.times(b_RPQ, None, second.inverse, (1, sizes[1])))
+
+
+def _finished(fit: KronSum, dtype: Any) -> KronSum:
+    """Return the fit in w's dtype, ||A|| = ||B|| in each term, the first large entry of B positive."""
+    xp = xp_of(fit.a)
+    norm_a, norm_b = (xp.sqrt((factor * factor).sum(axis=(1, 2))) for factor in (fit.a, fit.b))
+    scale = xp.sqrt(norm_b / xp.where(norm_a > 0.0, norm_a, 1.0))
+    scale = xp.where(scale > 0.0, scale, 1.0) * signs(fit.b.reshape(fit.terms, -1).T)
+    a_RMN, b_RPQ = fit.a * scale[:, None, None], fit.b / scale[:, None, None]
+    return replace(fit, a=a_RMN.astype(dtype), b=b_RPQ.astype(dtype))

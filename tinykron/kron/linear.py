@@ -12,7 +12,6 @@ from typing import Any
 from tinykron.backend import Array, backend_of, by_rows, scatter_add
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
-from tinykron.kron.fit import nearest
 from tinykron.kron.order import Order, Passes, checked_plan, order_of
 from tinykron.nn import INITIAL_STD, Embedding, Generator, Linear, Module, Unset, checked_ids, constant, normal
 from tinykron.tensor import Function, Tensor
@@ -154,14 +153,10 @@ class KronLinear(KronModule):
         self.bias = constant(0.0, outputs) if bias else None
 
     @classmethod
-    def from_dense(cls, linear: Linear, shape: Shape, terms: int = 1) -> KronLinear:
-        """Return the nearest sum of `terms` Kronecker products to a dense layer, and a copy of its bias.
-
-        Raises what `nearest` raises.
-        """
-        fit = nearest(linear.weight.data.T, shape, terms)
+    def from_dense(cls, linear: Linear, fit: KronSum) -> KronLinear:
+        """Return a layer with the factors of a fit to a dense layer's matrix (out, in), and a copy of its bias."""
         outputs, inputs = fit.shape
-        layer = cls(inputs, outputs, shape, terms, linear.bias is not None, Unset())
+        layer = cls(inputs, outputs, fit.a.shape[1:], fit.terms, linear.bias is not None, Unset())
         layer._take(fit)
         if layer.bias is not None and linear.bias is not None:
             layer.bias.data = linear.bias.data.copy()
@@ -194,10 +189,9 @@ class KronEmbedding(KronModule):
         super().__init__((count, width), shape, terms, generator)
 
     @classmethod
-    def from_dense(cls, embedding: Embedding, shape: Shape, terms: int = 1) -> KronEmbedding:
-        """Return the nearest sum of `terms` Kronecker products to a dense table. Raises what `nearest` raises."""
-        fit = nearest(embedding.weight.data, shape, terms)
-        layer = cls(*fit.shape, shape, terms, Unset())
+    def from_dense(cls, embedding: Embedding, fit: KronSum) -> KronEmbedding:
+        """Return a table that holds the factors of a fit to a dense one."""
+        layer = cls(*fit.shape, fit.a.shape[1:], fit.terms, Unset())
         layer._take(fit)
         return layer
 

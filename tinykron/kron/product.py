@@ -13,6 +13,7 @@ from typing import Any
 
 from tinykron.backend import BLOCK_ELEMENTS, CPU, Array, backend_of, by_rows, thread_count, xp_of
 from tinykron.errors import ShapeError
+from tinykron.kron.algebra import Shape
 from tinykron.kron.order import FEW, Order, by_columns, checked_plan, keeps, order_of
 
 ALL = 1 << 62  # rows at once
@@ -47,8 +48,13 @@ def check_factors(a: Any, b: Any, x_shape: tuple[int, ...]) -> None:
 
 def multiplications(a: Any, b: Any) -> int:
     """Return the multiplications that one vector takes, in the cheaper order. KroneckerBERT eq. 7."""
-    (terms, m, n), (_, p, q) = a.shape, b.shape
-    return terms * min(n * p * (q + m), m * q * (n + p))
+    return a.shape[0] * multiplications_of(a.shape[1:], b.shape[1:])
+
+
+def multiplications_of(a_shape: Shape, b_shape: Shape) -> int:
+    """Return the multiplications that one vector and one term take, in the cheaper order."""
+    (m, n), (p, q) = a_shape, b_shape
+    return min(n * p * (q + m), m * q * (n + p))
 
 
 def merged(a: Array, b: Array) -> Array:

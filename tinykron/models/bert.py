@@ -1,146 +1,32 @@
-"""BERT: configuration, wiring with its heads, the names of its tensors in Hugging Face files. Devlin et al. 2019."""
+"""BERT: wiring with its heads, the names of its tensors in Hugging Face files. Devlin et al. 2019."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tinykron.backend import Array, xp_of
-from tinykron.errors import CheckpointError, DataError, ShapeError, TinykronError
+from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.models.bert_config import HEADS as HEADS
+from tinykron.models.bert_config import BertConfig as BertConfig
+from tinykron.models.bert_config import told_by_tensors as told_by_tensors
 from tinykron.models.transformer import (
     ACTIVATIONS,
     Attention,
     Mlp,
     Name,
     Output,
-    boolean,
+    check_exits,
     check_ids,
     check_mask,
-    number,
     positive,
 )
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, constant
 from tinykron.tensor import Tensor, no_grad
-
-HEADS = {  # of each class of transformers
-    "BertModel": None,
-    "BertForMaskedLM": "masked_lm",
-    "BertForPreTraining": "masked_lm",  # its next-sentence head is left out
-    "BertForSequenceClassification": "sequence",
-    "BertForTokenClassification": "token",
-    "BertForQuestionAnswering": "span",
-}
-DERIVED = ("head", "labels", "extra")  # what stands under another name in config.json
-SAID_ANEW = ("architectures", "add_pooling_layer")  # the latter in a config.json overrules transformers' own argument
-UNSUPPORTED = {"is_decoder": True, "add_cross_attention": True}
-SIZES = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
-    "type_vocab_size"
-).split()
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """The settings that shape a BERT, under the names of config.json; `extra` keeps whatever else the file says."""
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None  # None: hidden_dropout_prob
-    tie_word_embeddings: bool = True
-    has_pooler: bool | None = None  # None: in an encoder without a head
-    head: str | None = None  # None, "masked_lm", "sequence", "token", "span": `architectures` in config.json
-    labels: int = 2  # classes of the heads "sequence" and "token": `id2label` or `num_labels` in config.json
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def pooler(self) -> bool:
-        """Whether there is one: for sequence classification, and where an encoder or masked LM was saved with it."""
-        asked = self.head is None if self.has_pooler is None else self.has_pooler
-        return self.head == "sequence" or (self.head in (None, "masked_lm") and asked)
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> BertConfig:
-        """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in DERIVED}
-        extra = {key: value for key, value in config.items() if key not in known and key not in SAID_ANEW}
-        for key in SIZES:
-            known[key] = positive(config, key, getattr(cls, key))
-        for key in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            known[key] = number(config, key, getattr(cls, key), below=1.0)
-        if known.get("classifier_dropout") is not None:
-            number(config, "classifier_dropout", None, below=1.0)
-        known["tie_word_embeddings"] = boolean(config, "tie_word_embeddings", True)
-        if known.get("has_pooler") is not None:
-            boolean(config, "has_pooler", True)
-        if known["hidden_size"] % known["num_attention_heads"]:
-            width, heads = known["hidden_size"], known["num_attention_heads"]
-            raise CheckpointError(f"hidden_size {width} is not divisible by num_attention_heads {heads}")
-        activation = known.get("hidden_act", cls.hidden_act)
-        if activation not in list(ACTIVATIONS):
-            raise CheckpointError(f"hidden_act: found {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-        if config.get("position_embedding_type", "absolute") != "absolute":
-            found = config["position_embedding_type"]
-            raise CheckpointError(f'position_embedding_type: found {found!r}, expected "absolute"')
-        for key, refused in UNSUPPORTED.items():
-            if config.get(key) is refused:
-                raise CheckpointError(f"{key}: {refused} changes the mathematics and is not supported")
-        return cls(**known, head=_head_of(config), labels=_labels(config), extra=extra)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what config.json holds, in the names that transformers reads."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
-        architecture = next(name for name, head in HEADS.items() if head == self.head)
-        if self.head in ("sequence", "token") and len(self.extra.get("id2label", ())) != self.labels:
-            names = [f"LABEL_{number}" for number in range(self.labels)]
-            own["id2label"] = {str(number): name for number, name in enumerate(names)}
-            own["label2id"] = {name: number for number, name in enumerate(names)}
-        return {"model_type": "bert", **self.extra, **own, "architectures": [architecture]}
-
-
-def _head_of(config: dict[str, Any]) -> str | None:
-    found = config.get("architectures") or ["BertModel"]
-    if not isinstance(found, list) or len(found) != 1 or found[0] not in list(HEADS):
-        raise CheckpointError(f"architectures: found {found!r}, expected one of {', '.join(HEADS)}")
-    return HEADS[found[0]]
-
-
-def _labels(config: dict[str, Any]) -> int:
-    labels = config.get("id2label")
-    if labels is None:
-        return positive(config, "num_labels", 2)
-    if not isinstance(labels, dict) or not labels:
-        raise CheckpointError(f"id2label: expected an object of label numbers and names, found {labels!r}")
-    if config.get("num_labels", len(labels)) != len(labels):
-        raise CheckpointError(f"num_labels: found {config['num_labels']!r}, id2label has {len(labels)}")
-    return len(labels)
-
-
-def told_by_tensors(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return config.json with what it may leave open: the head, and whether the encoder has a pooler."""
-    found = dict(config)
-    pooler = any(name.startswith("pooler.") for name in names)
-    if not config.get("architectures"):
-        if any(name.startswith("cls.predictions.") for name in names):
-            found["architectures"] = ["BertForMaskedLM"]
-        elif "qa_outputs.weight" in names:
-            found["architectures"] = ["BertForQuestionAnswering"]
-        elif "classifier.weight" in names:
-            found["architectures"] = ["BertForSequenceClassification" if pooler else "BertForTokenClassification"]
-    return found | {"has_pooler": pooler}
-
 
 # Wiring ---------------------------------------------------------------------------------------------------------------
 
@@ -223,6 +109,8 @@ class Bert(Module):
         token_types_BT: Any = None,
         *,
         attention_scores: bool = False,
+        exit: int | None = None,
+        exits: Sequence[int] | None = None,
     ) -> Output:
         """Return the hidden states, what the pooler makes of the first one, and the head's logits.
 
@@ -230,10 +118,15 @@ class Bert(Module):
         mask_BT           nonzero where a position counts; padding may stand anywhere
         token_types_BT    0 for the first sentence, 1 for the second; by default all 0
         attention_scores  keep each layer's scores before mask and softmax
+        exit              run so many blocks only, then pooler and head; each of its blocks ends in a norm of its own
+        exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
         Logits are (B, T, V) for "masked_lm", (B, C) for "sequence", (B, T, C) for "token", (B, T, 2) for "span": where
         an answer starts and ends; None without a head. Raises DataError for an id or a token type out of range,
-        TinykronError beyond the context.
+        TinykronError beyond the context, for an exit that is none, and for `exits` without a head.
         """
+        depths = check_exits(exit, exits, len(self.blocks))
+        if exits is not None and self.head is None:
+            raise TinykronError("exits: the encoder has no head to read them with")
         ids_BT = check_ids(ids_BT)
         batch, time = ids_BT.shape
         if time > self.context:
@@ -245,17 +138,23 @@ class Bert(Module):
         x_BTD = self.embedding(ids_BT) + self.token_types(types_BT, "token type")
         x_BTD = self.dropout(self.norm(x_BTD + self.positions(np.arange(time)[None], "position")))
         hidden, scores = [x_BTD], []
-        for block in self.blocks:
+        for block in self.blocks[: depths[-1]]:
             x_BTD, scores_BHTT = block(x_BTD, mask_BT, attention_scores)
             hidden.append(x_BTD)
             scores.append(scores_BHTT)
+        read = {depth: self._read(hidden[depth]) for depth in depths}
+        logits, pooled_BD = read[depths[-1]]
+        served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in read.items()}
+        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served)
+
+    def _read(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return what head and pooler make of what leaves a block: the logits, and (B, D)."""
         pooled_BD = self.pooler(x_BTD[:, 0]).tanh() if self.pooler else None
-        logits = None
         if isinstance(self.head, MaskedHead):
-            logits = self.head(x_BTD, self.embedding)
-        elif self.head is not None:
-            logits = self.head(pooled_BD if self.config.head == "sequence" else x_BTD)
-        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD)
+            return self.head(x_BTD, self.embedding), pooled_BD
+        if self.head is not None:
+            return self.head(pooled_BD if self.config.head == "sequence" else x_BTD), pooled_BD
+        return None, pooled_BD
 
 
 def _head(config: BertConfig, generator: Generator) -> MaskedHead | Classifier | None:

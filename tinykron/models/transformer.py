@@ -5,7 +5,7 @@ Letters: B batch, T query time, S key time, H heads, G key/value heads, K head w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -32,12 +32,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # the names that config.
 
 @dataclass
 class Output:
-    """What a model returns."""
+    """What a model returns. L is the number of blocks that ran: all of them, or those up to the deepest exit."""
 
     logits: Any  # Tensor (B, T, V); of BERT's heads (B, T, V), (B, T, C), (B, C); None for an encoder without a head
     hidden: tuple[Tensor, ...]  # L + 1 of (B, T, D): the embedding, then each block; the last one after the final norm
     attention_scores: tuple[Tensor, ...] | None  # L of (B, H, T, S), before mask and softmax, when asked for
     pooled: Tensor | None = None  # (B, D): what BERT's pooler makes of the first position
+    exits: dict[int, Tensor] | None = None  # when asked for: the logits after so many blocks, shallow to deep
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class LayerCache:
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
+    def realign(self, moves: Sequence[tuple[int, int, int, int]], length: int) -> None:
+        """Move positions within rows, (row, from, to, how many) each, then keep the first `length` positions.
+
+        From and to may overlap, hence the copy: on a GPU the order of an assignment is open.
+        """
+        for array in (self.keys, self.values) if self.length else ():
+            for row, source, target, count in moves:
+                array[row, :, target : target + count] = array[row, :, source : source + count].copy()
+        self.length = length
+
 
 class KVCache:
     """One LayerCache per layer, for a whole generation of at most `capacity` positions."""
@@ -103,6 +114,7 @@ class Attention(Module):
         self.heads, self.groups = heads, groups or heads
         self.head_width = head_width or width // heads
         self.causal = causal
+        self.attend: Callable[..., Any] = attention  # bit-exact decoding puts its own in its place
         self.query = Linear(width, heads * self.head_width, bias, generator)
         self.key = Linear(width, self.groups * self.head_width, bias, generator)
         self.value = Linear(width, self.groups * self.head_width, bias, generator)
@@ -128,7 +140,7 @@ class Attention(Module):
         if angles is not None:
             q_BHTK, k_BGTK = rotary(q_BHTK, *angles), rotary(k_BGTK, *angles)
         keys, values = (k_BGTK, v_BGTK) if cache is None else cache.append(k_BGTK.data, v_BGTK.data)
-        mixed = attention(
+        mixed = self.attend(
             q_BHTK,
             keys,
             values,
@@ -141,6 +153,12 @@ class Attention(Module):
         mixed_BHTK, scores_BHTS = mixed if return_scores else (mixed, None)
         mixed_BTHK = mixed_BHTK.swapaxes(1, 2) if time > 1 else mixed_BHTK
         return self.output(mixed_BTHK.reshape(batch, time, -1)), scores_BHTS  # the heads side by side again
+
+    def remember(self, x_BTD: Tensor, cache: LayerCache, angles: Angles | None = None) -> None:
+        """Store the keys and values of T more positions without attending: for positions that left below this layer."""
+        k_BGTK = self._split(self.key(x_BTD), self.groups)
+        v_BGTK = self._split(self.value(x_BTD), self.groups)
+        cache.append((k_BGTK if angles is None else rotary(k_BGTK, *angles)).data, v_BGTK.data)
 
     def _split(self, x_BTD: Tensor, heads: int) -> Tensor:
         """Cut the width into heads: (B, heads, T, K)."""
@@ -200,6 +218,10 @@ class Block(Module):
         x_BTD = x_BTD + self.dropout(mixed_BTD)
         return x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD))), scores_BHTS
 
+    def remember(self, x_BTD: Tensor, cache: LayerCache, angles: Angles | None) -> None:
+        """Store the keys and values that T more positions have here, whatever they are in the end."""
+        self.attention.remember(self.norm_1(x_BTD), cache, angles)
+
 
 class Decoder(Module):
     """A causal language model: embedding, blocks, final norm, and a head of its own or tied to the embedding.
@@ -231,6 +253,13 @@ class Decoder(Module):
         """Return an empty key/value cache for `capacity` positions."""
         return KVCache(len(self.blocks), capacity)
 
+    def read(self, x_BTD: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of what leaves a block: the final norm and the head serve every exit."""
+        return self._project(self.norm(x_BTD))
+
+    def _project(self, x_BTD: Tensor) -> Tensor:
+        return (self.head or self.embedding).project(x_BTD)
+
     def forward(
         self,
         ids_BT: Any,
@@ -240,6 +269,8 @@ class Decoder(Module):
         cache: KVCache | None = None,
         last_only: bool = False,
         attention_scores: bool = False,
+        exit: int | None = None,
+        exits: Sequence[int] | None = None,
     ) -> Output:
         """Return the logits (B, T, V) of the next token at each position, and what lies behind them.
 
@@ -249,8 +280,11 @@ class Decoder(Module):
         cache             earlier keys and values; these T positions are added to it (use under no_grad)
         last_only         compute the logits of the last position only
         attention_scores  keep each layer's scores before mask and softmax
-        Raises DataError for an id outside the vocabulary, TinykronError beyond the context.
+        exit              run so many blocks only, then the final norm and the head. Sorted LLaMA, section 3
+        exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
+        Raises DataError for an id outside the vocabulary, TinykronError beyond the context or for a wrong exit.
         """
+        depths = check_exits(exit, exits, len(self.blocks))
         ids_BT = check_ids(ids_BT)
         batch, time = ids_BT.shape
         past = cache.length if cache else 0
@@ -260,15 +294,39 @@ class Decoder(Module):
         positions_BT = np.arange(past, past + time)[None] if positions_BT is None else positions_BT
         x_BTD, angles = self.embed(ids_BT, positions_BT), self.angles(positions_BT)
         hidden, scores = [x_BTD], []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.blocks[: depths[-1]]):
             layer_cache = cache.layers[index] if cache else None
             x_BTD, scores_BHTS = block(x_BTD, mask_BS, layer_cache, attention_scores, angles)
             hidden.append(x_BTD)
             scores.append(scores_BHTS)
         hidden[-1] = self.norm(x_BTD)
-        last = hidden[-1][:, -1:] if last_only else hidden[-1]
-        logits = (self.head or self.embedding).project(last)
-        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None)
+        places = slice(-1, None) if last_only else slice(None)
+        inner = {depth: self.read(hidden[depth][:, places]) for depth in depths[:-1]}
+        logits = self._project(hidden[-1][:, places] if last_only else hidden[-1])
+        served = None if exits is None else inner | {depths[-1]: logits}
+        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, exits=served)
+
+
+def check_exits(exit: int | None, exits: Sequence[int] | None, blocks: int) -> tuple[int, ...]:
+    """Return after how many blocks logits are read, shallow to deep: of all blocks where no exit is asked for.
+
+    Raises TinykronError for exits outside 1..blocks, none at all, one named twice, and for `exit` beside `exits`.
+    """
+    if exits is None:
+        return (blocks if exit is None else check_exit(exit, blocks),)
+    if exit is not None:
+        raise TinykronError(f"exit {exit} and exits {tuple(exits)}: expected one of the two")
+    depths = sorted(check_exit(depth, blocks, "exits") for depth in exits)
+    if not depths or len(set(depths)) < len(depths):
+        raise TinykronError(f"exits: expected one or more, each named once, found {tuple(exits)}")
+    return tuple(depths)
+
+
+def check_exit(exit: int, blocks: int, name: str = "exit") -> int:
+    """Return a number of blocks to leave after. Raises TinykronError unless it is a whole number in 1..blocks."""
+    if isinstance(exit, bool) or not isinstance(exit, (int, np.integer)) or not 1 <= exit <= blocks:
+        raise TinykronError(f"{name}: expected a number of blocks in 1..{blocks}, found {exit!r}")
+    return int(exit)
 
 
 def check_ids(ids: Any) -> np.ndarray:

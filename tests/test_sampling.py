@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 import tinykron as tk
+from tests.decoders import full_logits, tiny_gpt2
 from tests.helpers import assert_close
-from tests.test_generate import full_logits, tiny_gpt2
-from tinykron.generate import distribution, draw
 from tinykron.models.gpt2 import GPT2
+from tinykron.sampling import distribution, draw
 
 
 def plain_law(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> list[float]:

@@ -1,0 +1,125 @@
+"""All that a matrix can become, against fits made one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import host
+from tests.strategies import second_moment
+from tinykron import kron
+from tinykron.backend import in_threads, to_device
+from tinykron.errors import TinykronError
+from tinykron.kron import candidates as module
+from tinykron.kron.algebra import divisors
+from tinykron.kron.candidates import candidates, undominated
+from tinykron.kron.plan import Choice
+
+
+def drawn(rows: int, columns: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REACH", 0.0)
+
+
+def plain(w: np.ndarray) -> dict[tuple[tuple[int, int], int], float]:
+    """The loss of every shape and number of terms that costs less than the dense matrix."""
+    rows, columns = w.shape
+    found = {}
+    for m in divisors(rows):
+        for n in divisors(columns):
+            for terms in range(1, min(m * n, w.size // (m * n)) + 1):
+                choice = Choice(w.shape, (m, n), terms)
+                if choice.parameters < w.size and choice.flops <= 2 * w.size and not choice.is_dense:
+                    found[(m, n), terms] = kron.nearest(w, (m, n), terms).error ** 2
+    return found
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 8), (6, 20), (7, 4), (5, 3)])
+def test_each_option_is_a_fit_and_none_that_matters_is_missing(device: str, rows: int, columns: int) -> None:
+    w = drawn(rows, columns)
+    found, every = candidates(to_device(w)), plain(w.astype(np.float64))
+    assert tuple(found.shapes[-1]) == (rows, columns) and found.loss[-1] == 0.0
+    options = list(zip(map(tuple, found.shapes.tolist()), found.terms.tolist(), strict=True))
+    for number, (shape, terms) in enumerate(options[:-1]):
+        choice = Choice((rows, columns), shape, terms)
+        assert (found.parameters[number], found.flops[number]) == (choice.parameters, choice.flops)
+        assert found.loss[number] == pytest.approx(every[shape, terms], abs=1e-5)
+    for (shape, terms), loss in every.items():
+        choice = Choice((rows, columns), shape, terms)
+        better = (found.parameters <= choice.parameters) & (found.flops <= choice.flops) & (found.loss <= loss + 1e-5)
+        assert better.any(), (shape, terms)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_low_rank_is_among_them_with_its_exact_loss(device: str, seed: int) -> None:
+    w, c = drawn(12, 8, seed), second_moment(np.random.default_rng(seed), 8)
+    found = candidates(to_device(w), to_device(c))
+    whole = np.trace(w @ c @ w.T)
+    for rank in (1, 2, 4):
+        error = w - host(kron.low_rank(w, rank, c).dense())
+        assert found.low_rank[rank] == pytest.approx(np.trace(error @ c @ error.T) / whole, rel=1e-3, abs=1e-5)
+    assert found.low_rank_loss(45) == found.low_rank[2] and found.low_rank_loss(5) == 1.0
+
+
+@pytest.mark.parametrize("metric", ["none", "inputs", "rows", "both"])
+def test_a_tables_rows_keep_their_own_numbers(device: str, metric: str) -> None:
+    w, generator = drawn(30, 12), np.random.default_rng(1)
+    c = second_moment(generator, 12) if metric in ("inputs", "both") else None
+    counts = generator.integers(1, 40, 30).astype(float) if metric in ("rows", "both") else None
+    found = candidates(
+        to_device(w),
+        None if c is None else to_device(c),
+        None if counts is None else to_device(counts),
+        own_rows=True,
+    )
+    assert set(found.shapes[:, 0]) == {30}
+    for (_, n), terms, loss in zip(found.shapes[:-1], found.terms[:-1], found.loss[:-1], strict=True):
+        fit = kron.nearest(w.astype(np.float64), (30, int(n)), int(terms), c, counts, sweeps=0)
+        if c is None or n in (1, 12):  # elsewhere the loss is that in the nearest Kronecker metric
+            assert loss == pytest.approx(fit.error**2, rel=1e-3, abs=1e-5)
+
+
+def test_shapes_slower_than_dense_are_left_out() -> None:
+    w = drawn(24, 24)
+    found = candidates(w)
+    assert found.flops.max() == 2 * w.size and found.parameters.max() == w.size
+
+
+def test_shapes_that_hold_little_are_left_out_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = candidates(drawn(48, 48))
+    monkeypatch.setattr(module, "REACH", 0.5)
+    fewer = candidates(drawn(48, 48))
+    assert 1 < len(fewer.loss) < len(few.loss)
+
+
+@given(points=st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))
+def test_undominated(points: list[tuple[int, int, int]]) -> None:
+    array = np.array(points, float)
+    kept = undominated(*array.T)
+    for index, point in enumerate(array):
+        others = np.delete(array, index, axis=0)
+        dominated = any(np.all(other <= point) and np.any(other < point) for other in others)
+        twin_kept = any(np.array_equal(array[other], point) for other in kept)
+        assert (index in kept or twin_kept) != dominated
+    assert len({tuple(array[index]) for index in kept}) == len(kept)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(TinykronError, match="1 of the 12 values of w are NaN"):
+        candidates(np.where(np.arange(12) == 5, np.nan, 1.0).reshape(3, 4))
+    with pytest.raises(TinykronError, match="covariance: 16 of its 16 values are NaN"):
+        candidates(drawn(3, 4), np.full((4, 4), np.nan))
+
+
+def test_in_threads_keeps_the_order_and_passes_errors_on() -> None:
+    assert in_threads(lambda item: item * 2, list(range(50))) == list(range(0, 100, 2))
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda item: 1 // item, [1, 0])

@@ -1,0 +1,246 @@
+"""Early exits: how sure a token is, thresholds that keep a promise, and losses that make every exit a usable model.
+
+Letters: B batch, T positions, V vocabulary, P prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from tinykron import fused
+from tinykron.backend import to_host
+from tinykron.distill import total
+from tinykron.errors import ShapeError, TinykronError
+from tinykron.nn import evaluating
+from tinykron.tensor import Tensor, no_grad
+
+IGNORED = -100  # the target that does not count, as in cross-entropy
+
+Batch = Sequence[Any]  # inputs, targets, and what else the model's forward takes: a mask, token types
+Candidate = TypeVar("Candidate")
+
+
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """Return the largest probability that the softmax of each row (..., V) gives, float64, of logits on the host.
+
+    The measure by which Sorted LLaMA leaves early (section 4.3): no temperature.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return 1.0 / np.exp(shifted).sum(axis=-1, dtype=np.float64)
+
+
+def losses_by_confidence(model: Any, batch: Batch, thresholds: Mapping[int, float]) -> np.ndarray:
+    """Return each text's mean cross-entropy, (B,) float64 in nats, if each token leaves at the first sure exit.
+
+    batch       token ids and targets, (B, T) each; a target of -100 does not count
+    thresholds  {blocks: least confidence}; {} gives the loss of the full model
+    Every position has the keys and values of all before it, as decoding has that recomputes what was skipped.
+    """
+    inputs_BT, targets_BT, *others = batch
+    counts_BT = targets_BT != IGNORED
+    places_BT1 = np.where(counts_BT, targets_BT, 0)[..., None]
+    depths = sorted({*thresholds, len(model.blocks)})
+    with no_grad(), evaluating(model):
+        served = model(inputs_BT, *others, exits=depths).exits
+    loss_BT, left_BT = np.zeros(targets_BT.shape), np.zeros(targets_BT.shape, bool)
+    for depth in depths:
+        logits_BTV = to_host(served[depth].data).astype(np.float64)
+        logits_BTV -= logits_BTV.max(axis=-1, keepdims=True)
+        here_BT = np.log(np.exp(logits_BTV).sum(axis=-1)) - np.take_along_axis(logits_BTV, places_BT1, -1)[..., 0]
+        sure_BT = ~left_BT if depth == depths[-1] else ~left_BT & (confidence(logits_BTV) >= thresholds[depth])
+        loss_BT[sure_BT] = here_BT[sure_BT]
+        left_BT |= sure_BT
+    return (loss_BT * counts_BT).sum(axis=1) / np.maximum(counts_BT.sum(axis=1), 1)
+
+
+# Thresholds with a promise --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tested(Generic[Candidate]):
+    """A candidate that was put to the test."""
+
+    candidate: Candidate
+    failures: int  # prompts whose output is not as it should be
+    p_value: float  # how likely so few are, if their true share is `delta`
+
+
+@dataclass(frozen=True)
+class Calibration(Generic[Candidate]):
+    """Which thresholds may be used, and what that promises."""
+
+    chosen: Candidate | None  # the last candidate that passed; None: not even the first, so use no early exit
+    delta: float  # the share of prompts that may fail
+    epsilon: float  # the probability that more do after all
+    prompts: int
+    tested: tuple[Tested[Candidate], ...]  # in order; the last one failed, unless all passed
+
+    def __str__(self) -> str:
+        rows = [f"{one.candidate}: {one.failures} of {self.prompts}, p {one.p_value:.2g}" for one in self.tested]
+        promise = (
+            f"with probability {1.0 - self.epsilon:g} over the prompts, at most a share of {self.delta:g} fails with "
+            f"{self.chosen}"
+            if self.chosen is not None
+            else f"no candidate holds failures to a share of {self.delta:g}; leave early nowhere"
+        )
+        return "\n".join([*rows, promise])
+
+
+def calibrate(
+    candidates: Sequence[Candidate],
+    fails: Callable[[Candidate], Sequence[bool] | np.ndarray],
+    delta: float,
+    epsilon: float = 0.05,
+) -> Calibration[Candidate]:
+    """Return the boldest thresholds of which it is safe to say: at most a share `delta` of prompts fails.
+
+    candidates  from careful to bold, in an order chosen before the prompts were seen: see `ladder`
+    fails       says for each prompt whether its output fails with a candidate, (P,): that it differs from the full
+                model's (`generate.changes`), or that a loss is above a bound (`losses_by_confidence`). The prompts are
+                to be drawn independently, from what the model will meet
+    epsilon     how likely, over the draw of the prompts, the promise may be broken
+    Each candidate is tested in turn with the exact binomial tail, and the first that does not pass ends the search, so
+    that no correction for several tests is needed. Raises TinykronError where there are too few prompts to prove it.
+    Learn-then-Test, Angelopoulos et al. 2021, with fixed-sequence testing; for early exits: CALM, Schuster et al. 2022.
+    """
+    for name, value in (("delta", delta), ("epsilon", epsilon)):
+        if not 0.0 < value < 1.0:
+            raise TinykronError(f"calibrate: {name}: expected a number between 0 and 1, found {value}")
+    if not candidates:
+        raise TinykronError("calibrate: expected at least one candidate")
+    chosen, tested, prompts = None, [], 0
+    for candidate in candidates:
+        failed_P = np.asarray(fails(candidate))
+        if failed_P.ndim != 1 or failed_P.dtype != bool or len(failed_P) != (prompts or len(failed_P)):
+            expected = f"({prompts},)" if prompts else "(prompts,)"
+            found = f"{failed_P.dtype} {failed_P.shape}"
+            raise ShapeError(f"calibrate: of each candidate, expected booleans {expected}, found {found}")
+        prompts = len(failed_P)
+        if (1.0 - delta) ** prompts > epsilon:
+            least = ceil(log(epsilon) / log(1.0 - delta))
+            raise TinykronError(f"calibrate: {prompts} prompts prove nothing, whatever they give; at least {least} can")
+        failures = int(failed_P.sum())
+        p_value = binomial_tail(failures, prompts, delta)
+        tested.append(Tested(candidate, failures, p_value))
+        if p_value > epsilon:
+            break
+        chosen = candidate
+    return Calibration(chosen, delta, epsilon, prompts, tuple(tested))
+
+
+def binomial_tail(count: int, trials: int, probability: float) -> float:
+    """Return the probability of at most `count` successes in so many independent trials."""
+    from scipy.special import bdtr  # imported when first used: scipy is half of tinykron's import time
+
+    return float(bdtr(count, trials, probability))
+
+
+def ladder(exits: Sequence[int], levels: Sequence[float]) -> list[dict[int, float]]:
+    """Return candidates for `calibrate`: one threshold for all exits, from the highest level to the lowest."""
+    return [dict.fromkeys(exits, level) for level in sorted(levels, reverse=True)]
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+def exit_loss(
+    model: Any, batch: Batch, weights: Mapping[int, float], distillation: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:
+    """Return a weighted sum over exits of their losses, from one pass, and each exit's own values in nats.
+
+    weights       {blocks: weight}, such as `equal_weights` makes: Sorted LLaMA's eq. 1, SoFT
+    distillation  share of an inner exit's loss that is KL(last exit || exit), the last one held fixed, in place of the
+                  cross-entropy with the targets; the last exit, the deepest in `weights`, has its cross-entropy alone.
+                  With 1 and a weight of 0 for the last: Balcony's
+    Raises TinykronError for weights below 0, none above it, or a share outside [0, 1].
+    """
+    _check_weights(weights)
+    if not 0.0 <= distillation <= 1.0:
+        raise TinykronError(f"distillation: expected a share in [0, 1], found {distillation}")
+    inputs, targets, *others = batch
+    last = max(weights)
+    served = model(
+        inputs, *others, exits=[exit for exit in weights if weights[exit] or (exit == last and distillation)]
+    ).exits
+    parts, terms = [], {}
+    for exit, logits in served.items():
+        pull = distillation if exit != last else 0.0
+        if weights[exit] and pull < 1.0:
+            cross_entropy = fused.cross_entropy(logits, targets, IGNORED)
+            terms[f"exit {exit}"] = cross_entropy.item()
+            parts.append(cross_entropy * (weights[exit] * (1.0 - pull)))
+        if pull:
+            kl = kl_divergence(logits, served[last].detach(), to_host(targets) != IGNORED)
+            terms[f"exit {exit} KL"] = kl.item()
+            parts.append(kl * (weights[exit] * pull))
+    return total(parts), terms
+
+
+def sampled_losses(
+    model: Any, batch: Batch, weights: Mapping[int, float], draws: int, generator: np.random.Generator
+) -> Iterator[Tensor]:
+    """Yield the losses of exits drawn at random, each to be sent backward before the next is asked for.
+
+    The gradients that add up are those of `exit_loss` in expectation, each exit drawn as often as its weight says; no
+    pass is deeper than its exit. SortedNet, Valipour et al. 2023: sampled sub-models with gradient accumulation.
+    """
+    _check_weights(weights)
+    inputs, targets, *others = batch
+    exits, sum_of_weights = list(weights), sum(weights.values())
+    shares = np.array([weights[exit] for exit in exits]) / sum_of_weights
+    for exit in generator.choice(exits, size=draws, p=shares):
+        loss = fused.cross_entropy(model(inputs, *others, exit=int(exit)).logits, targets, IGNORED)
+        yield loss * (sum_of_weights / draws)
+
+
+def kl_divergence(logits: Tensor, teacher: Tensor, counts: np.ndarray) -> Tensor:
+    """Return the mean of KL(teacher || logits) in nats over the rows that count; logits (..., V), counts (...)."""
+    weights = fused.softmax(teacher) * _placed(counts / max(1, counts.sum()), logits)
+    return ((fused.log_softmax(teacher) - fused.log_softmax(logits)) * weights).sum()
+
+
+def _placed(weights: np.ndarray, logits: Tensor) -> Tensor:
+    return Tensor(weights[..., None].astype(logits.dtype)).to(logits.device)
+
+
+def equal_weights(exits: Sequence[int]) -> dict[int, float]:
+    """Return the mean over exits: Sorted LLaMA, eq. 1."""
+    return dict.fromkeys(exits, 1.0 / len(exits))
+
+
+def depth_weights(exits: Sequence[int], blocks: int, scale: float) -> dict[int, float]:
+    """Return weights that grow with depth, and sum to 1: LayerSkip's, section 4.1.2.
+
+    An exit after l + 1 of L blocks has scale * (0 + 1 + ... + l), the last one L - 1 + scale * (0 + ... + L - 2).
+    """
+    raw = {exit: scale * (exit - 1) * exit / 2 for exit in exits}
+    if blocks in raw:
+        raw[blocks] = blocks - 1 + scale * (blocks - 2) * (blocks - 1) / 2
+    return _normalised(raw)
+
+
+def rotated(weights: Mapping[int, float], step: int, period: int) -> dict[int, float]:
+    """Return the weights of one training step: every period-th exit, others from step to step, and always the last.
+
+    They sum to 1. An inner exit comes once in `period` steps, so that a step reads few of them. LayerSkip's rotational
+    curriculum, section 4.1.2.
+    """
+    exits = sorted(weights)
+    turn = {exit for place, exit in enumerate(exits) if place % period == step % period}
+    return _normalised({exit: weights[exit] for exit in exits if exit in turn or exit == exits[-1]})
+
+
+def _normalised(weights: Mapping[int, float]) -> dict[int, float]:
+    _check_weights(weights)
+    whole = sum(weights.values())
+    return {exit: weight / whole for exit, weight in weights.items()}
+
+
+def _check_weights(weights: Mapping[int, float]) -> None:
+    if not all(weight >= 0.0 for weight in weights.values()) or not any(weights.values()):
+        raise TinykronError(f"exit weights: expected numbers of at least 0, not all 0, found {dict(weights)}")

@@ -1,0 +1,72 @@
+"""Alternating least squares: a sum of Kronecker products fitted to a matrix where no closed form exists.
+
+Minimised is tr(E C E^T), E = W - sum of A x B, for any second moment C of the inputs. With all B given, the best A
+solve linear equations, and with all A given the best B: neither step can make the fit worse. Only C and W C are needed,
+never the inputs themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinykron.backend import Array, xp_of
+from tinykron.kron.algebra import KronSum, rearrange
+
+UNKNOWNS = 512  # of one set of equations; terms beyond that are solved for in groups, one after the other
+RIDGE = 1e-13  # of the mean diagonal, against equations that are singular
+
+
+def alternate(
+    w: Array, covariance: Array, a_RMN: Array, b_RPQ: Array, sweeps: int, tolerance: float
+) -> tuple[Array, Array, list[float]]:
+    """Return better factors, and the cost at the start and after each sweep: it never rises.
+
+    w           (M*P, N*Q), float64
+    covariance  (N*Q, N*Q), symmetric, no eigenvalue below 0
+    a_RMN, b_RPQ  where to start
+    sweeps      at most so many; it ends where one gains less than `tolerance` of the cost of W itself
+    """
+    _, m, n = a_RMN.shape
+    wc_KL = rearrange(w @ covariance, (m, n))
+    c_NNQQ = rearrange(covariance, (n, n))  # rows: pairs of inputs of the A, columns: pairs of inputs of the B
+    whole = float((rearrange(w, (m, n)) * wc_KL).sum())
+    costs = [_cost(w, covariance, a_RMN, b_RPQ)]
+    for _ in range(sweeps):
+        a_RMN = _best(c_NNQQ, wc_KL, b_RPQ, a_RMN)
+        b_RPQ = _best(c_NNQQ.T, wc_KL.T, a_RMN, b_RPQ)
+        costs.append(_cost(w, covariance, a_RMN, b_RPQ))
+        if costs[-2] - costs[-1] <= tolerance * whole:
+            break
+    return a_RMN, b_RPQ, costs
+
+
+def _cost(w: Array, covariance: Array, a_RMN: Array, b_RPQ: Array) -> float:
+    error = w - KronSum(a_RMN, b_RPQ).dense()
+    return float(((error @ covariance) * error).sum())
+
+
+def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> Array:
+    """Return the best A for given B, or the best B for given A with all arguments turned around.
+
+    For each term i and input j of A: the sum over terms h and inputs k of A_h[:, k] g[i, j, h, k] is row j of (W C
+    rearranged) vec(B_i), where g[i, j, h, k] = sum over q, r of C[j, q; k, r] (B_i^T B_h)[q, r].
+    """
+    xp: Any = xp_of(a_RMN)
+    terms, m, n = a_RMN.shape
+    q = b_RPQ.shape[2]
+    group = max(1, UNKNOWNS // n)
+    a_MRN = xp.ascontiguousarray(a_RMN.transpose(1, 0, 2))
+    for start in range(0, terms, group):
+        some = slice(start, start + group)
+        b_GPQ = b_RPQ[some]
+        count = len(b_GPQ)
+        bb_GRQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_RPQ[None]
+        g_NNGR = (c_NNQQ @ bb_GRQQ.reshape(count * terms, q * q).T).reshape(n, n, count, terms)
+        g = g_NNGR.transpose(2, 0, 3, 1).reshape(count * n, terms * n)
+        wanted = (wc_KL @ b_GPQ.reshape(count, -1).T).reshape(m, n, count).swapaxes(1, 2).reshape(m, count * n)
+        own = g[:, start * n : (start + count) * n]
+        old = a_MRN[:, some].reshape(m, count * n)
+        rest = wanted - a_MRN.reshape(m, terms * n) @ g.T  # what the present factors leave to be explained
+        ridge = RIDGE * float(xp.diagonal(own).mean()) * xp.eye(count * n)
+        a_MRN[:, some] = (old + xp.linalg.solve(0.5 * (own + own.T) + ridge, rest.T).T).reshape(m, count, n)
+    return xp.ascontiguousarray(a_MRN.transpose(1, 0, 2))

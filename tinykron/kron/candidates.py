@@ -1,0 +1,165 @@
+"""All that a matrix can become: every shape of A that divides it, every number of terms, low rank and dense among them.
+
+One decomposition per shape gives the loss of every number of terms: what the singular values behind leave. It is not
+made where the size of the Gram matrix alone tells that low rank, which takes the fewest FLOPs that so many parameters
+can, is also the better fit, whatever the number of terms.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tinykron.backend import Array, backend_of, in_threads, to_host, xp_of
+from tinykron.kron import metric as metrics
+from tinykron.kron.algebra import Shape, divisors
+from tinykron.kron.fit import RIDGE, check_matrix, compact
+from tinykron.kron.metric import Metric
+from tinykron.kron.product import multiplications_of
+from tinykron.kron.svd import rearranged_gram
+
+REACH = 1 / 8  # Kronecker sums of a smaller share of the parameters are left out, low rank is not
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """K options for one matrix, none of which another beats in parameters, FLOPs and loss alike; the last is dense."""
+
+    dense: Shape
+    shapes: np.ndarray  # (K, 2): (M, N) of A
+    terms: np.ndarray  # (K,)
+    parameters: np.ndarray  # (K,)
+    flops: np.ndarray  # (K,) of one vector
+    loss: np.ndarray  # (K,) float64: |E X|^2 / |W X|^2; of a shape with no closed form, in the nearest metric with one
+    low_rank: np.ndarray  # the loss of each rank, 0, 1, 2, ...
+
+    def low_rank_loss(self, parameters: int) -> float:
+        """Return the loss of the best low rank of at most so many parameters; 1 where not even rank 1 fits."""
+        return float(self.low_rank[min(parameters // sum(self.dense), len(self.low_rank) - 1)])
+
+
+def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_rows: bool = False) -> Candidates:
+    """Return what a matrix (out, in) can become.
+
+    covariance, output  metrics, as for `fit.nearest`
+    own_rows            of a table: each row keeps numbers of its own (M is the number of rows)
+    Left out are options that take as many parameters as the dense matrix, or more FLOPs. Raises what `nearest` raises.
+    """
+    check_matrix(w)
+    covariance = metrics.checked(covariance, w.shape[1], "covariance", w, RIDGE)
+    output = metrics.checked(output, w.shape[0], "output", w, RIDGE)
+    rows, columns = w.shape
+    matrix, on_host = w, backend_of(w).name == "cpu"
+    if own_rows and rows > columns:
+        matrix, output = compact(w, output)[0].astype(w.dtype), None
+    found: list[tuple[Shape, np.ndarray]] = []  # the loss of 0, 1, 2, ... terms
+    low_rank: np.ndarray | None = None
+    rough = covariance if covariance is None or isinstance(covariance, tuple) else covariance.astype(w.dtype)
+    for n in divisors(columns):  # from 1: low rank comes first, and the others are held against it
+        whole = 1 in (n, columns // n)  # then the metric is taken as it is
+        inputs = metrics.split(covariance if whole else rough, (n, columns // n), tolerance=1e-4)
+        first, second = (_root(part, w) for part in (inputs.first, inputs.second))
+        white = metrics.times(matrix, first, second, (n, columns // n))
+        shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)[::-1]) if terms_of((rows, columns), (m, n))]
+        if low_rank is None and (rows, 1) in shapes:
+            low_rank = _losses((rows, columns), white, output, None, (rows, 1))
+            found.append(((rows, 1), low_rank))
+            shapes.remove((rows, 1))
+        losses = partial(_losses, (rows, columns), white, output, low_rank)
+        found += zip(shapes, in_threads(losses, shapes) if on_host else map(losses, shapes), strict=True)
+    return _gathered((rows, columns), found, np.ones(1) if low_rank is None else low_rank)
+
+
+def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | None, shape: Shape) -> np.ndarray:
+    """Return the loss of 0, 1, 2, ... terms of a shape; of 0 only, where no number of terms can beat low rank.
+
+    white  the matrix, whitened on the side of its inputs, or the smaller one that stands for a table
+    """
+    own = (shape[0] if len(white) == dense[0] else len(white)), shape[1]
+    sizes = own[0], len(white) // own[0]
+    if output is not None:
+        outputs = metrics.split(output, sizes)
+        white = metrics.times(white.T, _root(outputs.first, white), _root(outputs.second, white), sizes).T
+    gram = rearranged_gram(white, own)
+    xp = xp_of(gram)
+    whole = float(xp.diagonal(gram).astype(np.float64).sum())
+    if low_rank is not None and whole:
+        terms = np.array(terms_of(dense, shape))
+        ranks = terms * (shape[0] * shape[1] + dense[0] * dense[1] // (shape[0] * shape[1])) // sum(dense)
+        square = float((gram * gram).astype(np.float64).sum()) / whole**2
+        if np.all(_least_loss(terms, len(gram), square) >= low_rank[np.minimum(ranks, len(low_rank) - 1)]):
+            return np.ones(1)
+    squares = to_host(xp.maximum(xp.linalg.eigvalsh(gram), 0.0)).astype(np.float64)
+    tail = np.append(np.cumsum(squares)[::-1], 0.0)
+    return tail / tail[0] if tail[0] else tail
+
+
+def _least_loss(terms: np.ndarray, size: int, square: float) -> np.ndarray:
+    """Return a bound on the loss of so many terms, from the sum of squares of `size` numbers that add up to 1.
+
+    The largest k of them add up to at most k / size + sqrt(k (size - k) / size * (square - 1 / size)), for theirs and
+    the others' means lie so far apart at most as the variance allows.
+    """
+    spread = terms * np.maximum(size - terms, 0) / size * max(0.0, square - 1.0 / size)
+    return 1.0 - terms / size - np.sqrt(spread)
+
+
+def _root(part: Array | None, like: Array) -> Array | None:
+    root = metrics.Root(part).root
+    return None if root is None else xp_of(like).ascontiguousarray(root.astype(like.dtype))
+
+
+def terms_of(dense: Shape, shape: Shape) -> range:
+    """Return the numbers of terms that save parameters, cost no more FLOPs than the dense matrix, and keep `REACH`."""
+    (rows, columns), (m, n) = dense, shape
+    p, q = rows // m, columns // n
+    each, size = m * n + p * q, rows * columns
+    if m == q == 1:
+        return range(0)  # a row and a column: low rank once more
+    most = min(m * n, p * q, (size - 1) // each, size // multiplications_of((m, n), (p, q)))
+    return range(1 if n == p == 1 else max(1, -(-int(REACH * size) // each)), most + 1)
+
+
+def _gathered(dense: Shape, found: list[tuple[Shape, np.ndarray]], low_rank: np.ndarray) -> Candidates:
+    size = dense[0] * dense[1]
+    columns: list[np.ndarray] = []
+    for shape, loss in found:
+        p, q = dense[0] // shape[0], dense[1] // shape[1]
+        terms = np.array([number for number in terms_of(dense, shape) if number < len(loss)], dtype=np.int64)
+        parameters = terms * (shape[0] * shape[1] + p * q)
+        flops = 2 * terms * multiplications_of(shape, (p, q))
+        columns.append(
+            np.stack(
+                [np.full_like(terms, shape[0]), np.full_like(terms, shape[1]), terms, parameters, flops, loss[terms]]
+            )
+        )
+    columns.append(np.array([[dense[0]], [dense[1]], [1.0], [size], [2.0 * size], [0.0]]))
+    every = np.concatenate(columns, axis=1)
+    kept = undominated(every[3], every[4], every[5])
+    m, n, terms, parameters, flops, loss = every[:, kept]
+    shapes = np.stack([m, n], axis=1).astype(np.int64)
+    return Candidates(dense, shapes, terms.astype(np.int64), parameters.astype(np.int64), flops, loss, low_rank)
+
+
+def undominated(parameters: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Return the indices (in order of parameters) of the points that no other is as good as in all three.
+
+    A sweep by parameters over the staircase of FLOPs and loss that those before have left.
+    """
+    kept: list[int] = []
+    stairs: list[float] = []  # FLOPs, rising
+    heights: list[float] = []  # loss, falling
+    for index in np.lexsort((loss, flops, parameters)):
+        place = bisect_right(stairs, flops[index])
+        if place and heights[place - 1] <= loss[index]:
+            continue
+        start = bisect_left(stairs, flops[index])
+        end = start
+        while end < len(stairs) and heights[end] >= loss[index]:
+            end += 1
+        stairs[start:end], heights[start:end] = [flops[index]], [loss[index]]
+        kept.append(index)
+    return np.array(kept)

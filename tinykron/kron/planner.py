@@ -1,0 +1,334 @@
+"""The planner: which matrix becomes what, so that a model meets its budgets and loses least; with reasons.
+
+Each matrix has candidates, of every shape and number of terms, low rank and dense among them. What a loss in one matrix
+does to the model is measured, on the calibration text: the divergence of the model's predictions when that matrix alone
+is replaced. The budget is then spent where it counts, and the plan says how far from the best it can be.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tinykron.backend import get, to_host
+from tinykron.errors import TinykronError
+from tinykron.kron.algebra import KronSum
+from tinykron.kron.budget import Allocation, BudgetError, Options, allocate
+from tinykron.kron.calibration import Calibration, calibrate, trace
+from tinykron.kron.candidates import Candidates, candidates
+from tinykron.kron.compress import fit_of, problem
+from tinykron.kron.controls import rank_of
+from tinykron.kron.linear import KronEmbedding, KronLinear
+from tinykron.kron.plan import Choice, KronPlan
+from tinykron.kron.product import apply
+from tinykron.nn import Embedding, Linear, Module
+from tinykron.progress import Progress
+from tinykron.tensor import no_grad
+
+HEADER = 160  # bytes of a file that describe one tensor, at most
+LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
+TIMED = (1, 16, 256)  # tokens
+TIMING_SECONDS = 0.01  # for each figure: the least of what fits
+
+
+def plan(
+    model: Module,
+    params: float | None = None,
+    bytes: float | None = None,
+    flops: float | None = None,
+    calibration: Calibration | Sequence[np.ndarray] | None = None,
+    names: Iterable[str] | None = None,
+    value_bytes: int = 4,
+    say: Callable[[str], None] | None = None,
+) -> KronPlan:
+    """Return what each matrix should become for the model to meet all budgets given, at the least loss.
+
+    params       of the whole model: a share up to 1, or a number
+    bytes        of the tensor file, with `value_bytes` for each value: a share up to 1, or a number
+    flops        of the matrices' products for one token: a share of what they take now up to 1, or a number
+    calibration  batches of token ids (B, T), or what `calibrate` made of them: fits are then weighted by the inputs,
+                 and losses by what they do to the predictions; without, all is measured by Frobenius norms
+    names        of the matrices that may change; by default every Linear, and each table of the vocabulary
+    say          is told what is being done
+    The plan holds its fits, so that `factorise` need not repeat them. Raises TinykronError for budgets that cannot be
+    met, saying what can; for a matrix that is not finite, by name; DataError for an empty text.
+    """
+    say = say or (lambda line: None)
+    matrices = _matrices(model, names)
+    if isinstance(calibration, Sequence):
+        calibration = calibrate(model, calibration, matrices, say)
+    lookups = _lookups(model, matrices, calibration)
+    found = {}
+    with Progress("decomposing", len(matrices), "matrices") as progress:
+        for name, module in matrices.items():
+            w, covariance, output = problem(module, name, calibration)
+            try:
+                found[name] = candidates(w, covariance, output, own_rows=isinstance(module, Embedding))
+            except TinykronError as error:
+                raise type(error)(f"{name}: {error}") from error
+            progress.advance(1, name)
+    budgets = _Budgets(model, found, lookups, params, bytes, flops, value_bytes)
+    sensitivities = dict.fromkeys(found, 1.0)
+    if calibration is not None:
+        say("measuring what each matrix does to the predictions")
+        sensitivities = _sensitivities(model, matrices, found, calibration, budgets.share)
+    outcome = budgets.allocate(budgets.options(found, sensitivities))
+    result = KronPlan()
+    with Progress("fitting", len(matrices), "matrices") as progress:
+        for (name, module), number in zip(matrices.items(), outcome.chosen, strict=True):
+            choice, fit = _settled(module, name, found[name], number, calibration)
+            result[name] = replace(choice, sensitivity=sensitivities[name])
+            if fit is not None:
+                result.fits[name] = fit
+            progress.advance(1, name)
+    result.notes, result.value_bytes = budgets.notes(result, outcome), value_bytes
+    return measured(result, next(iter(matrices.values())).weight.device, lookups)
+
+
+def _matrices(model: Module, names: Iterable[str] | None) -> dict[str, Linear | Embedding]:
+    """Return the matrices that may change. Raises TinykronError naming what is none."""
+    wanted = None if names is None else set(names)
+    found: dict[str, Linear | Embedding] = {}
+    table: Any = getattr(model, "embedding", None)
+    rows = len(table.weight) if isinstance(table, Embedding) else None
+    for name, module in model.modules():
+        if not isinstance(module, Linear | Embedding) or any(module is other for other in found.values()):
+            continue
+        if name in wanted if wanted is not None else isinstance(module, Linear) or len(module.weight) == rows:
+            found[name] = module
+    absent = sorted((wanted or set()) - found.keys())
+    if absent or not found:
+        raise TinykronError(f"plan: the model has no dense matrix {', '.join(absent) or 'at all'}")
+    return found
+
+
+def _lookups(model: Module, matrices: dict[str, Any], calibration: Calibration | None) -> set[str]:
+    """Return the names of the tables that are only looked up: nothing is multiplied with them."""
+    if calibration is None:
+        calibration = trace(model, np.zeros((1, 2), np.int64), set(matrices))
+    tables = {name for name, module in matrices.items() if isinstance(module, Embedding)}
+    return tables - calibration.moments.keys()
+
+
+# Sensitivity ----------------------------------------------------------------------------------------------------------
+
+
+def _sensitivities(
+    model: Any,
+    matrices: dict[str, Linear | Embedding],
+    found: dict[str, Candidates],
+    calibration: Calibration,
+    share: float,
+) -> dict[str, float]:
+    """Return, by name, the divergence of the predictions per unit of loss, with that matrix alone compressed.
+
+    share  of its parameters that each matrix is tried at
+    """
+    ids = calibration.sample
+    reference = _predictions(model, ids)
+    result = {}
+    with Progress("measuring", len(matrices), "matrices") as progress:
+        for name, module in matrices.items():
+            options = found[name]
+            fits = np.flatnonzero(options.parameters <= share * options.dense[0] * options.dense[1])
+            tried = int(fits[options.loss[fits].argmin()]) if len(fits) else 0
+            choice = _choice(options, tried)
+            result[name] = LEAST
+            if not choice.is_dense:
+                fit = fit_of(module, name, choice, calibration, sweeps=0)
+                kind = KronLinear if isinstance(module, Linear) else KronEmbedding
+                changed = _with(model, module, kind.from_dense(module, fit))  # type: ignore[arg-type]
+                loss = max((fit.error or 0.0) ** 2, 1e-6)
+                result[name] = max(LEAST, divergence(reference, _predictions(changed, ids)) / loss)
+            progress.advance(1, name)
+    return result
+
+
+def _with(model: Any, module: Module, new: Module) -> Any:
+    """Return a copy of the model that shares its parameters, with one module replaced."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo | {id(module): new}).eval()
+
+
+def _predictions(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Return the log-probabilities (..., V) of a model with a head, the last hidden state (..., D) of one without."""
+    with no_grad():
+        out = model(ids)
+    if out.logits is None:
+        return to_host(out.hidden[-1].data).astype(np.float32)
+    logits = to_host(out.logits.data)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def divergence(reference: np.ndarray, other: np.ndarray) -> float:
+    """Return the mean KL divergence of log-probabilities (..., V), in nats; of hidden states the relative square error.
+
+    Never negative, and 0 only where the predictions are the same: a loss on so short a text would be mostly noise.
+    """
+    if np.exp(reference).sum(axis=-1).max() > 1.0 + 1e-3:  # no log-probabilities
+        return float(((reference - other) ** 2).sum() / max(float((reference**2).sum()), 1e-30))
+    return float((np.exp(reference) * (reference - other)).sum(axis=-1).mean())
+
+
+# Budgets --------------------------------------------------------------------------------------------------------------
+
+
+class _Budgets:
+    """The limits on the parameters and the FLOPs of the planned matrices, and how they came about."""
+
+    def __init__(
+        self,
+        model: Module,
+        found: dict[str, Candidates],
+        lookups: set[str],
+        params: float | None,
+        bytes: float | None,
+        flops: float | None,
+        value_bytes: int,
+    ) -> None:
+        if params is None and bytes is None and flops is None:
+            raise TinykronError("plan: expected a budget: params, bytes or flops")
+        for name, number in (("params", params), ("bytes", bytes), ("flops", flops)):
+            if number is not None and not number > 0:
+                raise TinykronError(f"plan: {name}: found {number}, expected a share up to 1, or a number above 1")
+        total = model.parameter_count()
+        self.dense = sum(options.dense[0] * options.dense[1] for options in found.values())
+        self.lookups = lookups
+        self.dense_flops = float(sum(options.flops[-1] for name, options in found.items() if name not in lookups))
+        self.left = total - self.dense
+        self.wanted: list[str] = []
+        self.limits: list[float] = []
+        allowed = []
+        if params is not None:
+            allowed.append((params * total if params <= 1 else params, "params"))
+        if bytes is not None:
+            tensors = len(model.parameters()) + len(found)  # a matrix becomes two
+            size = bytes * total * value_bytes if bytes <= 1 else bytes
+            allowed.append(((size - HEADER * tensors) / value_bytes, "bytes"))
+        if allowed:
+            limit, name = min(allowed)
+            self.wanted.append(name)
+            self.limits.append(limit - self.left)
+        if flops is not None:
+            self.wanted.append("flops")
+            self.limits.append(flops * self.dense_flops if flops <= 1 else flops)
+        self.share = min(
+            1.0, max(0.0, self.limits[0] / (self.dense if self.wanted[0] != "flops" else self.dense_flops))
+        )
+
+    def options(self, found: dict[str, Candidates], sensitivities: dict[str, float]) -> list[Options]:
+        result = []
+        for name, candidate in found.items():
+            flops = candidate.flops * (name not in self.lookups)
+            costs = [flops if wanted == "flops" else candidate.parameters for wanted in self.wanted]
+            result.append(Options(sensitivities[name] * candidate.loss, np.array(costs, float)))
+        return result
+
+    def allocate(self, options: list[Options]) -> Allocation:
+        try:
+            return allocate(options, self.limits)
+        except BudgetError as error:
+            wanted = self.wanted[error.number]
+            if wanted == "flops":
+                raise TinykronError(
+                    f"plan: flops: {error.limit:,.0f} a token cannot be met; the matrices need at least "
+                    f"{error.least:,.0f}, which is {error.least / self.dense_flops:.3f} of what they take now"
+                ) from None
+            whole = self.left + error.least
+            raise TinykronError(
+                f"plan: {wanted}: {self.left + error.limit:,.0f} parameters cannot be met; {self.left:,} are in no "
+                f"matrix of the plan, and these need at least {error.least:,.0f}: together {whole:,.0f}, which is "
+                f"{whole / (self.left + self.dense):.3f} of the model"
+            ) from None
+
+    def notes(self, result: KronPlan, outcome: Allocation) -> list[str]:
+        total, after = self.left + self.dense, self.left + result.parameters
+        flops = sum(choice.flops for name, choice in result.items() if name not in self.lookups)
+        lines = [
+            f"{total:,} parameters become {after:,} ({after / total:.1%}); the matrices' {self.dense_flops / 1e6:,.2f} "
+            f"MFLOPs a token become {flops / 1e6:,.2f} ({flops / self.dense_flops:.1%})"
+        ]
+        found = f"predicted loss {outcome.loss:.4g}"
+        if outcome.exact:
+            return [*lines, f"{found}: the least that these candidates can have within the budget (duality gap 0)"]
+        return [*lines, f"{found}, at least {outcome.bound:.4g} for any choice: duality gap {outcome.gap:.2%}"]
+
+
+# What is settled, and how fast it is ----------------------------------------------------------------------------------
+
+
+def _choice(options: Candidates, number: int) -> Choice:
+    shape = (int(options.shapes[number, 0]), int(options.shapes[number, 1]))
+    return Choice(options.dense, shape, int(options.terms[number]))
+
+
+def _settled(
+    module: Linear | Embedding, name: str, options: Candidates, number: int, calibration: Calibration | None
+) -> tuple[Choice, KronSum | None]:
+    """Return the choice with what is known of it, and its fit.
+
+    The loss of a Kronecker sum was an estimate where the metric has no Kronecker factors. Fitted, it has to do at least
+    as well as low rank of as many parameters, whose loss is exact; else that is taken.
+    """
+    choice = _choice(options, number)
+    if choice.is_dense:
+        return replace(choice, loss=0.0, energy=1.0, reason="leave dense: its parameters count more than others'"), None
+    fit = fit_of(module, name, choice, calibration)
+    low_rank = options.low_rank_loss(choice.parameters)
+    reason = f"Kronecker: low rank of this size would lose {low_rank:.3f}"
+    loss = (fit.error or 0.0) ** 2
+    if choice.kind == "low rank" or low_rank <= loss:
+        if choice.kind != "low rank":
+            rank = rank_of(choice.parameters, choice.dense)
+            reason = f"low rank is better here: a Kronecker sum would lose {loss:.3f}"
+            choice = Choice(options.dense, (options.dense[0], 1), rank)
+            fit = fit_of(module, name, choice, calibration)
+            loss = (fit.error or 0.0) ** 2
+        else:
+            smaller = (options.shapes[:, 1] > 1) & (options.parameters <= choice.parameters)
+            rest = float(options.loss[smaller].min()) if smaller.any() else 1.0
+            reason = "low rank is better here" + (
+                f": a Kronecker sum would lose about {rest:.3f}" if rest < 1.0 else ""
+            )
+    return replace(choice, energy=fit.energy, loss=loss, low_rank=low_rank, reason=reason), fit
+
+
+def measured(plan: KronPlan, device: str, lookups: Iterable[str] = ()) -> KronPlan:
+    """Return the plan with the microseconds that each product takes here, by tokens: [factors, dense matrix].
+
+    lookups  names of tables that nothing is multiplied with, and that are left out
+    """
+    known: dict[Any, dict[str, list[float]]] = {}
+    result = KronPlan(plan)
+    result.fits, result.notes, result.value_bytes = plan.fits, plan.notes, plan.value_bytes
+    for name, choice in plan.items():
+        if choice.is_dense or name in lookups:
+            continue
+        key = choice.dense, choice.shape, choice.terms
+        if key not in known:
+            known[key] = {str(tokens): _microseconds(choice, tokens, device) for tokens in TIMED}
+        result[name] = replace(choice, microseconds=known[key])
+    return result
+
+
+def _microseconds(choice: Choice, tokens: int, device: str) -> list[float]:
+    """Return the least time of a few products of each kind: with the factors, with the dense matrix."""
+    xp = get(device).xp
+    (rows, columns), (m, n), (p, q) = choice.dense, choice.shape, choice.other
+    x, w = (xp.full(shape, 0.5, dtype=np.float32) for shape in ((tokens, columns), (columns, rows)))
+    a, b = (xp.full((choice.terms, *shape), 0.5, dtype=np.float32) for shape in ((m, n), (p, q)))
+    times = []
+    for product in (lambda: apply(a, b, x), lambda: x @ w):
+        seconds: list[float] = []
+        while len(seconds) < 5 or sum(seconds) < TIMING_SECONDS:
+            start = time.perf_counter()
+            float(product()[0, 0])  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        times.append(round(min(seconds) * 1e6, 1))
+    return times
