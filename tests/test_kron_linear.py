@@ -133,6 +133,14 @@ def test_kron_linear_refuses_an_unknown_plan() -> None:
         kron_linear(np.ones(12), np.ones((1, 2, 4)), np.ones((1, 5, 3)), plan="best")
 
 
+@pytest.mark.parametrize(("terms", "trained", "kept"), [(1, True, True), (1, False, False), (8, True, False)])
+def test_narrow_products_of_the_first_factor_are_kept_for_training(terms: int, trained: bool, kept: bool) -> None:
+    x, a, b = leaves(*drawn((6, 24), (terms, 5, 4), (terms, 3, 6)))
+    function = KronApply("b_first")
+    function(x, *((a, b) if trained else (a.data, b.data)))
+    assert (function.saved[3] is not None) == kept
+
+
 def test_wide_products_of_the_first_factor_are_not_kept_for_the_backward_pass() -> None:
     x, a, b = leaves(*(np.ones(shape, np.float32) for shape in [(512, 64), (8, 4, 8), (8, 16, 8)]))
     tracemalloc.start()

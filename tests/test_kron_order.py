@@ -109,6 +109,14 @@ def test_many_terms_and_rows_are_worth_a_dense_matrix_but_only_where_it_is_allow
     assert MEASURED.choose(a, b, 1) in ("a_first", "b_first")
 
 
+def test_arranging_factors_of_several_terms_is_paid_in_each_pass():
+    model, a, b = CostModel(multiply=0.0, move=1.0), (3, 40, 30), (3, 20, 50)
+    for passes, times in (("forward", 1), ("training", 2)):
+        costs = model.costs(a, b, 100, passes)
+        assert costs["b_first"] == times * 3 * 40 * 30  # A, side by side
+        assert costs["a_first"] == times * 3 * (40 * 30 + 20 * 50)  # and B transposed
+
+
 def test_each_number_counts():
     shapes = (3, 40, 30), (3, 20, 50), 100
     for passes in PASSES:

@@ -129,6 +129,7 @@ def test_gradients_in_every_order(device: str, pair: KronPair, data: Any, order:
 
 # (M, N, P, Q): P and Q below and above FEW, in both layouts whatever the order
 LAYOUTS = [(5, 3, 12, 9), (3, 5, 9, 12), (5, 4, 2, 12), (4, 5, 12, 2), (3, 2, 4, 3), (2, 3, 20, 30), (6, 4, 1, 1)]
+LAYOUTS += [(5, 12, 9, 2), (12, 5, 2, 9)]  # with a row of several terms: many columns, one after the other
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 50])
