@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 def test_the_run_leaves_reports_and_models_and_nothing_else(run):
     base, _ = run
     names = {path.name for path in (base / "out").iterdir()}
-    assert names == {"report.md", "report.json", "report.png", "factorised", "distilled", "truncated"}
+    assert names == {"report.md", "report.json", "report.png", "losses.png", "factorised", "distilled", "truncated"}
     assert not (base / "out.partial").exists()
     assert (base / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
