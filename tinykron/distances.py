@@ -81,9 +81,10 @@ class SoftmaxKL(Function):
         shape, sharpness = (batch * heads, queries, keys), 1.0 / self.temperature
         future_TS = padding_E1S = None
         if self.causal:
-            future_TS = xp.where(_past(xp, queries, keys), 0.0, MASKED).astype(self.dtype)
+            future_TS = xp.where(_past(xp, queries, keys), 0.0, MASKED).astype(teacher_BHTS.dtype)
         if self.keys is not None:
-            padding_E1S = xp.repeat(xp.where(self.keys, 0.0, MASKED).astype(self.dtype), heads, axis=0)[:, None]
+            padding_BS = xp.where(self.keys, 0.0, MASKED).astype(teacher_BHTS.dtype)
+            padding_E1S = xp.repeat(padding_BS, heads, axis=0)[:, None]
         difference_ETS = xp.empty(shape, dtype=self.dtype)
         kl_ET = xp.empty(shape[:2], dtype=self.dtype)
 
