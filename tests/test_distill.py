@@ -334,9 +334,8 @@ def test_a_task_brings_its_own_loss_and_its_batches():
     losses = Losses(logits=1.0, attention_form="scores")  # KroneckerBERT's
     distillation = Distillation(student, teacher, losses, label_loss=SST2.loss)
     loss, terms = distillation(batch)
-    assert (
-        terms["cross_entropy"] == SST2.loss(student(batch.ids_BT, batch.mask_BT, batch.types_BT).logits, batch).item()
-    )
+    inputs = batch.ids_BT, batch.mask_BT, batch.types_BT
+    assert terms["cross_entropy"] == SST2.loss(student(*inputs).logits, batch).item()
     assert loss.item() == pytest.approx(sum(terms.values()))
     spans = [tiny_bert(seed, "span") for seed in (0, 1)]
     _, found = Distillation(*spans, only("logits"))(batch)

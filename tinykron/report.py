@@ -299,9 +299,11 @@ def plot_losses(courses: Mapping[str, History], path: str | Path) -> None:
             if term in shares:
                 steps, values = shares[term]
                 right.plot(tokens * (np.array(steps) + 1), values, marker=".", label=term, color=f"C{number}")
-        left.set(title=f"{student}: terms before weighting", xlabel="tokens trained on", yscale="log")
+        scale = "log" if any(value > 0.0 for _, values in terms.values() for value in values) else "linear"
+        left.set(title=f"{student}: terms before weighting", xlabel="tokens trained on", yscale=scale)
         right.set(title="share of the gradient", xlabel="tokens trained on", ylim=(0.0, 1.0))
-        left.legend()
+        if terms:
+            left.legend()
     figure.savefig(path, format="png", dpi=110)
 
 

@@ -44,23 +44,19 @@ class TeacherCache:
         batches  how many different ones there are
         Raises CheckpointError, naming what differs, where the folder was made from something else.
         """
-        self.batches, self.said, index = batches, False, Path(self.folder) / INDEX
-        wanted = {**origin, "dtype": self.dtype}
+        self.batches, self.said, folder = batches, False, Path(self.folder)
+        index, wanted = folder / INDEX, {**origin, "dtype": self.dtype}
         try:
-            if index.exists():
-                found = json.loads(index.read_text(encoding="utf-8"))
-                other = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-                if other:
-                    raise CheckpointError(
-                        f"{self.folder}: was made from other {', '.join(other)}; use another folder, or remove it"
-                    )
-            else:
-                index.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not index.exists() and not any(folder.iterdir()):
                 index.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        except (OSError, ValueError, AttributeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            found = json.loads(index.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{index}: cannot be used as the index of a cache: {error}") from error
+        found = found if isinstance(found, dict) else {}
+        other = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        if other:
+            raise CheckpointError(f"{folder}: was made from other {', '.join(other)}; use another folder, or remove it")
 
     def get(self, number: int, ask: Callable[[], Mapping[str, Array]], device: str) -> dict[str, Array]:
         """Return the outputs for one batch, on `device`; a batch that is not there is asked for and written.
