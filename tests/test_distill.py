@@ -1,189 +1,238 @@
-"""The losses between teacher and student: values against loops, gradients, and that the teacher is left alone."""
+"""Teacher and student side by side: each term against plain NumPy, in each family; the teacher is left alone."""
 
 from __future__ import annotations
 
-from math import exp, log
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
+from tests import distance_references as ref
 from tests.helpers import assert_close, host
-from tests.strategies import arrays, shapes
+from tests.tiny_tasks import SST2, sst2_features, tiny_bert
 from tests.tiny_training import CONTEXT, VOCABULARY, tiny_gpt2
 from tinykron import data
-from tinykron.backend import to_device
-from tinykron.distill import Losses, attention_kl, compare, layer_map, mean_squared_error, side_by_side
+from tinykron.distill import Batch, Distillation, Losses, Schedule, layer_map
 from tinykron.errors import ShapeError, TinykronError
-from tinykron.gradcheck import gradcheck
+from tinykron.features import collate
 from tinykron.models.gpt2 import GPT2
+from tinykron.models.llama import Llama, LlamaConfig
 from tinykron.models.transformer import Output
-from tinykron.tensor import Tensor, no_grad
+from tinykron.tensor import no_grad
 
-FEWER = settings(max_examples=settings().max_examples // 2)
-TERMS = ("embedding", "attention", "hidden", "cross_entropy")
+TERMS = {  # by the distance: the losses that have this term alone
+    "embedding": {"embedding": 1.0},
+    "attention_kl": {"attention": 1.0},
+    "attention_mse": {"attention": 1.0, "attention_form": "scores"},
+    "hidden_mse": {"hidden": 1.0},
+    "hidden_cosine": {"hidden": 1.0, "hidden_form": "cosine"},
+    "logit_kl": {"logits": 1.0, "temperature": 2.0},
+    "logit_mse": {"logits": 1.0, "logits_form": "mse"},
+    "queries": {"query_relation": 1.0},
+    "keys": {"key_relation": 1.0},
+    "values": {"value_relation": 1.0},
+    "queries and keys": {"query_key_relation": 1.0},
+}
 GENERATOR = np.random.default_rng(0)
-INPUTS_BT, TARGETS_BT = GENERATOR.integers(0, VOCABULARY, (2, 3, CONTEXT))
+IDS_BT, TARGETS_BT = GENERATOR.integers(0, VOCABULARY, (2, 3, CONTEXT))
+BATCH = Batch(IDS_BT, TARGETS_BT)
+MASK_BT = np.array([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0]])
+PADDED = replace(BATCH, mask_BT=MASK_BT, targets=np.where(MASK_BT, TARGETS_BT, data.IGNORED))
 
 
-def only(*names: str) -> Losses:
-    return Losses(**{name: float(name in names) for name in TERMS})
+def only(*names: str, **options: Any) -> Losses:
+    """Losses of some terms alone."""
+    of_kngpt2 = dict.fromkeys(("embedding", "attention", "hidden", "cross_entropy"), 0.0)
+    return Losses(**(of_kngpt2 | dict.fromkeys(names, 1.0) | options))
 
 
-# Attention KL ---------------------------------------------------------------------------------------------------------
+def tiny_llama(seed: int = 0, layers: int = 2, groups: int = 1) -> Llama:
+    config = LlamaConfig(VOCABULARY, 8, 12, layers, 2, groups, max_position_embeddings=CONTEXT)
+    model = Llama(config, np.random.default_rng(seed))
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data *= 10.0
+    return model
 
 
-@st.composite
-def scores_and_masks(draw: Any, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, bool]:
-    """(student (B, H, T, S), teacher, mask (B, S) or None, causal): S >= T, every query sees a key."""
-    batch, heads, queries, past = (draw(st.integers(low, 3)) for low in (1, 1, 1, 0))
-    shape = (batch, heads, queries, queries + past)
-    student, teacher = draw(arrays(shape, dtype=dtype)), draw(arrays(shape, dtype=dtype))
-    mask_BS = draw(st.none() | hnp.arrays(bool, (batch, queries + past)))
-    if mask_BS is not None:
-        mask_BS[:, 0] = True  # the first key, which the earliest query sees
-    return student, teacher, mask_BS, draw(st.booleans())
+FAMILIES = {
+    "gpt2": lambda seed: tiny_gpt2(seed, spread=10.0),
+    "llama": tiny_llama,
+    "bert": lambda seed: tiny_bert(seed, "masked_lm").train(),
+}
+TYPED = replace(PADDED, types_BT=(np.arange(CONTEXT) > 3).astype(np.int64) * np.ones((3, 1), np.int64))
 
 
-def kl_of_rows(student: list[float], teacher: list[float]) -> float:
-    """KL(softmax(teacher) || softmax(student)) in plain Python."""
-    log_s, log_t = log(sum(map(exp, student))), log(sum(map(exp, teacher)))
-    return sum(exp(t - log_t) * ((t - log_t) - (s - log_s)) for s, t in zip(student, teacher, strict=True))
+def gradients(model: Any) -> dict[str, np.ndarray | None]:
+    return {name: None if p.grad is None else host(p.grad) for name, p in model.named_parameters()}
 
 
-def kl_by_loops(student_BHTS: np.ndarray, teacher_BHTS: np.ndarray, mask_BS: np.ndarray | None, causal: bool) -> float:
-    batch, heads, queries, keys = student_BHTS.shape
-    rows = []
-    for b in range(batch):
-        for h in range(heads):
-            for t in range(queries):
-                last = t + keys - queries if causal else keys - 1
-                seen = [s for s in range(keys) if s <= last and (mask_BS is None or mask_BS[b, s])]
-                rows.append(
-                    kl_of_rows([student_BHTS[b, h, t, s] for s in seen], [teacher_BHTS[b, h, t, s] for s in seen])
-                )
-    return sum(rows) / len(rows)
+# Each term ------------------------------------------------------------------------------------------------------------
 
 
-def kl(student: Any, teacher: np.ndarray, mask_BS: np.ndarray | None, causal: bool) -> Tensor:
-    student = student if isinstance(student, Tensor) else Tensor(student)
-    mask_BS = None if mask_BS is None else to_device(mask_BS)
-    return attention_kl(student, to_device(teacher), mask_BS, causal=causal)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("distance", TERMS)
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(device, distance, family):
+    groups = {"groups": 2} if (distance, family) == ("queries and keys", "llama") else {}
+    student, teacher = FAMILIES[family](1, **groups), FAMILIES[family](1, **groups)
+    batch = TYPED if family == "bert" else PADDED
+    loss, terms = Distillation(student, teacher, only(**TERMS[distance]))(batch)
+    loss.backward()
+    assert list(terms.values()) == [0.0]
+    reached = [gradient for gradient in gradients(student).values() if gradient is not None]
+    assert reached
+    assert not any(gradient.any() for gradient in reached)
 
 
-@given(case=scores_and_masks())
-def test_attention_kl_equals_loops(device, case):
-    assert_close(kl(*case), np.array(kl_by_loops(*case)), atol=1e-11)
+def expected_terms(student: Output, teacher: Output, batch: Batch, losses: Losses, causal: bool) -> dict[str, float]:
+    """All terms, whatever their weights, by the references: two layers, of which each follows every second of four."""
+
+    def wide(one: Any) -> np.ndarray:
+        return host(one).astype(np.float64)
+
+    mask = None if batch.mask_BT is None else batch.mask_BT.astype(bool)
+    logits, of_teacher = wide(student.logits), wide(teacher.logits)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    places = np.argwhere(batch.targets != data.IGNORED)
+    hidden = ref.cosine_distance if losses.hidden_form == "cosine" else ref.mean_squared_error
+    scores = ref.attention_mse if losses.attention_form == "scores" else ref.attention_kl
+    of_logits = {
+        "kl": ref.logit_kl(logits, of_teacher, mask, losses.temperature),
+        "mse": ref.mean_squared_error(logits, of_teacher, mask),
+    }
+    ours, theirs = (dict(zip("qkv", map(wide, out.attention_heads[-1][:3]), strict=True)) for out in (student, teacher))
+    expected = {
+        "cross_entropy": ref.mean([-log_p[b, t, batch.targets[b, t]] for b, t in places]),
+        "embedding": ref.mean_squared_error(wide(student.hidden[0]), wide(teacher.hidden[0]), mask),
+        "hidden": sum(hidden(wide(student.hidden[n + 1]), wide(teacher.hidden[2 * n + 2]), mask) for n in (0, 1)),
+        "attention": sum(
+            scores(wide(student.attention_scores[n]), wide(teacher.attention_scores[2 * n + 1]), mask, causal)
+            for n in (0, 1)
+        ),
+        "logits": of_logits[losses.logits_form],
+    }
+    for name, (x, y) in {"query": "qq", "key": "kk", "value": "vv", "query_key": "qk"}.items():
+        pairs = [ours[x], ours[y]], [theirs[x], theirs[y]]
+        expected[f"{name}_relation"] = ref.relation_kl(*pairs, mask, causal, losses.relation_heads or 2)
+    return expected
 
 
-@FEWER
-@given(case=scores_and_masks(np.float32))
-def test_attention_kl_in_float32(device, case):
-    student, teacher, mask_BS, causal = case
-    expected = kl_by_loops(student.astype(np.float64), teacher.astype(np.float64), mask_BS, causal)
-    assert_close(kl(*case), np.array(expected, np.float32), atol=1e-5)
+WEIGHTED = {
+    "one form": Losses(0.5, 1.0, 2.0, 0.25, 3.0, 1.0, 0.5, 2.0, 4.0, temperature=2.0),
+    "the other": Losses(
+        1.0, 2.0, 0.5, 0.0, 2.0, 1.0, 1.0, 1.0, 1.0,
+        attention_form="scores", hidden_form="cosine", logits_form="mse", relation_heads=4,
+    ),
+    "KnGPT2": Losses(),
+    "some": Losses(0.0, 2.0, 0.0, 0.25, value_relation=1.0),
+}  # fmt: skip
 
 
-@FEWER
-@given(case=scores_and_masks())
-def test_attention_kl_gradient(device, case):
-    student, teacher, mask_BS, causal = case
-    gradcheck(lambda scores: kl(scores, teacher, mask_BS, causal), to_device(student))
-
-
-@FEWER
-@given(case=scores_and_masks())
-def test_attention_kl_takes_no_notice_of_what_is_masked(device, case):
-    student, teacher, mask_BS, causal = case
-    queries, keys = student.shape[2:]
-    seen = np.ones(student.shape, bool) if mask_BS is None else np.broadcast_to(mask_BS[:, None, None], student.shape)
+@pytest.mark.parametrize("batch", [BATCH, PADDED, TYPED], ids=["whole", "padded", "typed"])
+@pytest.mark.parametrize("losses", WEIGHTED.values(), ids=WEIGHTED)
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_loss_is_the_weighted_sum_of_its_terms(device, losses, batch, causal):
     if causal:
-        seen = seen & (np.arange(keys) <= np.arange(queries)[:, None] + keys - queries)
-    scores = Tensor(np.where(seen, student, 3.0), requires_grad=True)
-    loss = kl(scores, np.where(seen, teacher, -2.0), mask_BS, causal)
-    assert_close(loss, host(kl(*case)), atol=1e-11)
-    loss.backward()
-    assert (host(scores.grad)[~seen] == 0.0).all()
+        student, teacher = tiny_gpt2(0, spread=10.0, layers=2), tiny_gpt2(1, spread=10.0, layers=4)
+        batch = replace(batch, types_BT=None)
+    else:
+        student, teacher = tiny_bert(0, layers=2), tiny_bert(1, layers=4)
+    loss, terms = Distillation(student, teacher, losses)(batch)
+    inputs = [batch.ids_BT, batch.mask_BT, *([] if causal else [batch.types_BT])]
+    with no_grad():
+        ours, theirs = (model(*inputs, attention_scores=True, attention_heads=True) for model in (student, teacher))
+    expected = expected_terms(ours, theirs, batch, losses, causal)
+    weights = losses.at(0.0)
+    assert terms == pytest.approx({name: expected[name] for name in weights}, rel=1e-4)
+    assert loss.item() == pytest.approx(sum(weight * expected[name] for name, weight in weights.items()), rel=1e-4)
 
 
-def test_attention_kl_of_a_query_that_sees_nothing_is_zero(device):
-    student, teacher = np.random.default_rng(0).standard_normal((2, 1, 1, 3, 3)).astype(np.float32)
-    mask_BS = np.array([[False, True, True]])  # left padding: under the causal mask, query 0 sees no key
-    loss = kl(student, teacher, mask_BS, True)
-    rows = [kl_of_rows(student[0, 0, t, 1 : t + 1].tolist(), teacher[0, 0, t, 1 : t + 1].tolist()) for t in (1, 2)]
-    assert_close(loss, np.array(sum(rows) / 3, np.float32))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_total_reaches_every_parameter_of_the_student(family):
+    student, teacher = FAMILIES[family](0), FAMILIES[family](1)
+    losses = Losses(logits=1.0, value_relation=1.0, attention_form="scores")
+    Distillation(student, teacher, losses)(TYPED if family == "bert" else BATCH)[0].backward()
+    found = gradients(student)
+    assert all(gradient is not None for gradient in found.values())
+    assert [name for name, gradient in found.items() if not np.abs(gradient).max() > 1e-6] == []
 
 
-@FEWER
-@given(case=scores_and_masks())
-def test_attention_kl_is_a_mean_over_queries(device, case):
-    student, teacher, mask_BS, causal = case
-    twice = [None if x is None else np.concatenate([x, x]) for x in (student, teacher, mask_BS)]
-    assert_close(kl(*twice, causal), host(kl(*case)), atol=1e-11)
-    assert float(host(kl(*case))) >= -1e-12
+# What is run ----------------------------------------------------------------------------------------------------------
 
 
-@FEWER
-@given(case=scores_and_masks())
-def test_attention_kl_of_equal_scores_is_zero(device, case):
-    student, _, mask_BS, causal = case
-    scores = Tensor(student, requires_grad=True)
-    loss = kl(scores, student, mask_BS, causal)
-    loss.backward()
-    assert loss.item() == 0.0
-    assert (host(scores.grad) == 0.0).all()
+class Recording(GPT2):
+    """A GPT-2 that keeps its last output, and what it was asked for."""
+
+    last: Output
+    asked: Any = None
+
+    def forward(self, *args: Any, **options: Any) -> Output:
+        self.asked = options
+        self.last = super().forward(*args, **options)
+        return self.last
 
 
-def test_attention_kl_refuses_other_shapes():
-    with pytest.raises(ShapeError, match=r"student \(1, 2, 3, 3\) and teacher \(1, 4, 3, 3\)"):
-        attention_kl(Tensor(np.ones((1, 2, 3, 3))), np.ones((1, 4, 3, 3)), causal=True)
-
-
-# Mean squared error ---------------------------------------------------------------------------------------------------
-
-
-@FEWER
-@given(student=arrays((2, 3)), teacher=arrays((2, 3)))
-def test_mean_squared_error(device, student, teacher):
-    target = to_device(teacher)
-    assert_close(mean_squared_error(Tensor(student), target), np.array(((student - teacher) ** 2).mean()))
-    gradcheck(lambda x: mean_squared_error(x, target), to_device(student))
-
-
-@FEWER
-@given(x=arrays(shapes(1, 3)))
-def test_mean_squared_error_of_equals_is_zero(device, x):
-    student = Tensor(x, requires_grad=True)
-    loss = mean_squared_error(student, to_device(x))
-    loss.backward()
-    assert loss.item() == 0.0
-    assert (host(student.grad) == 0.0).all()
-
-
-def test_mean_squared_error_refuses_what_would_broadcast():
-    with pytest.raises(ShapeError, match=r"student \(2, 3\) and teacher \(3,\)"):
-        mean_squared_error(Tensor(np.ones((2, 3))), np.ones(3))
-
-
-# Losses and the layer map ---------------------------------------------------------------------------------------------
+def test_the_teacher_leaves_no_tape_and_its_mode_is_left_alone(device):
+    student, teacher = tiny_gpt2(0), tiny_gpt2(1, kind=Recording, dropout=0.5)
+    first, second = (Distillation(student, teacher)(BATCH)[0] for _ in range(2))
+    assert first.item() == second.item()  # it runs without dropout
+    assert teacher.training
+    outputs = (teacher.last.logits, *teacher.last.hidden, *(teacher.last.attention_scores or ()))
+    assert len(outputs) == 1 + 3 + 2
+    assert not any(output.requires_grad or output.node for output in outputs)
+    first.backward()
+    assert all(gradient is None for gradient in gradients(teacher).values())
 
 
 @pytest.mark.parametrize(
-    "weights",
-    [dict.fromkeys(TERMS, 0.0), {"hidden": -1.0}, {"attention": float("nan")}],
-    ids=["all zero", "negative", "NaN"],
+    ("losses", "asked"),
+    [
+        (only("cross_entropy"), None),
+        (only("logits"), (False, False)),
+        (only("hidden"), (False, False)),
+        (only("attention"), (True, False)),
+        (only("key_relation"), (False, True)),
+        (only("logits", attention=Schedule(0.0, 1.0)), (False, False)),  # at the first step
+    ],
+    ids=["text", "logits", "hidden", "attention", "relation", "scheduled"],
 )
-def test_losses_refuse_weights_that_mean_nothing(weights):
-    with pytest.raises(TinykronError, match="at least 0, not all 0"):
-        Losses(**weights)
+def test_a_term_without_weight_costs_nothing(losses, asked):
+    student, teacher = tiny_gpt2(0, kind=Recording), tiny_gpt2(1, kind=Recording)
+    _, terms = Distillation(student, teacher, losses)(BATCH)
+    assert set(terms) == set(losses.at(0.0))
+    kinds = ("attention_scores", "attention_heads")
+    assert teacher.asked == (None if asked is None else dict(zip(kinds, asked, strict=True)))
+    assert student.asked == dict(zip(kinds, asked or (False, False), strict=True))
 
 
-def test_losses_know_whether_they_need_a_teacher():
-    assert not only("cross_entropy").needs_teacher
-    assert all(only(name).needs_teacher for name in TERMS if name != "cross_entropy")
+def test_scores_are_given_up_when_they_have_been_compared():
+    student, teacher = tiny_gpt2(0, kind=Recording), tiny_gpt2(1, layers=4)
+    distillation = Distillation(student, teacher, only("attention"))
+    known = distillation.ask(BATCH, ["attention"])
+    assert list(known) == ["scores 0", "scores 1"]  # of the four
+    distillation(BATCH, known=known)
+    assert student.last.attention_scores is None
+
+
+def test_schedules_move_the_weights_and_one_term_can_be_taken_alone():
+    student, teacher = tiny_gpt2(0), tiny_gpt2(1)
+    losses = Losses(hidden=Schedule(0.0, 2.0), attention=Schedule(1.0, 0.0, until=0.5))
+    distillation = Distillation(student, teacher, losses)
+    for progress, weights in ((0.0, (None, 1.0)), (0.25, (0.5, 0.5)), (1.0, (2.0, None))):
+        loss, terms = distillation(BATCH, progress)
+        moving = {"hidden": weights[0], "attention": weights[1]}
+        own = {"embedding": 1.0, "cross_entropy": 1.0} | {name: weight for name, weight in moving.items() if weight}
+        assert set(terms) == set(own)
+        assert loss.item() == pytest.approx(sum(weight * terms[name] for name, weight in own.items()))
+        part, one = distillation(BATCH, progress, only=("embedding",))
+        assert one == {"embedding": terms["embedding"]}
+        assert part.item() == terms["embedding"]
+
+
+# The layer map --------------------------------------------------------------------------------------------------------
 
 
 @given(student=st.integers(1, 30), extra=st.integers(0, 30))
@@ -207,139 +256,127 @@ def test_layer_map_refuses(student, teacher):
         layer_map(student, teacher)
 
 
-# Side by side ---------------------------------------------------------------------------------------------------------
-
-
-class Recording(GPT2):
-    """A GPT-2 that keeps its last output."""
-
-    last: Output
-
-    def forward(self, *args: Any, **options: Any) -> Output:
-        self.last = super().forward(*args, **options)
-        return self.last
-
-
-def gradients(model: GPT2) -> dict[str, np.ndarray | None]:
-    return {name: None if p.grad is None else host(p.grad) for name, p in model.named_parameters()}
-
-
-@pytest.mark.parametrize("term", ["embedding", "attention", "hidden"])
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(device, term):
-    student, teacher = tiny_gpt2(), tiny_gpt2()
-    loss, terms = side_by_side(student, teacher, INPUTS_BT, TARGETS_BT, only(term), [0, 1])
-    loss.backward()
-    assert terms == {term: 0.0}
-    reached = [gradient for gradient in gradients(student).values() if gradient is not None]
-    assert reached
-    assert not any(gradient.any() for gradient in reached)
-
-
-@pytest.mark.parametrize("term", ["embedding", "attention", "hidden"])
-def test_a_student_that_differs_has_a_loss_and_a_gradient(device, term):
-    student, teacher = tiny_gpt2(0), tiny_gpt2(1)
-    loss, terms = side_by_side(student, teacher, INPUTS_BT, TARGETS_BT, only(term), [0, 1])
-    loss.backward()
-    assert loss.item() == pytest.approx(terms[term])
-    assert terms[term] > 0.0
-    assert any(gradient.any() for gradient in gradients(student).values() if gradient is not None)
-
-
-def test_the_teacher_leaves_no_tape(device):
-    student, teacher = tiny_gpt2(0), tiny_gpt2(1, kind=Recording)
-    loss, _ = side_by_side(student, teacher, INPUTS_BT, TARGETS_BT, Losses(), [0, 1])
-    outputs = (teacher.last.logits, *teacher.last.hidden, *(teacher.last.attention_scores or ()))
-    assert len(outputs) == 1 + 3 + 2
-    assert not any(output.requires_grad or output.node for output in outputs)
-    loss.backward()
-    assert all(gradient is None for gradient in gradients(teacher).values())
-
-
-def test_a_teacher_is_not_run_where_nothing_compares_with_it():
-    student, teacher = tiny_gpt2(0), tiny_gpt2(1, kind=Recording)
-    _, terms = side_by_side(student, teacher, INPUTS_BT, TARGETS_BT, only("cross_entropy"), [0, 1])
-    assert list(terms) == ["cross_entropy"]
-    assert not hasattr(teacher, "last")
-
-
-def test_the_total_reaches_every_parameter_of_the_student(device):
-    student, teacher = tiny_gpt2(0, layers=2), tiny_gpt2(1, layers=4)
-    loss, _ = side_by_side(student, teacher, INPUTS_BT, TARGETS_BT, Losses(), layer_map(2, 4))
-    loss.backward()
-    found = gradients(student)
-    assert all(gradient is not None for gradient in found.values())
-    silent = [name for name, gradient in found.items() if not np.abs(gradient).max() > 1e-6]
-    # A key's bias adds the same to all scores of a query, which the softmax takes out again.
-    assert silent == ["blocks.0.attention.key.bias", "blocks.1.attention.key.bias"]
-
-
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (0.5, 0.0, 2.0, 0.0), (0.0, 2.0, 0.0, 0.25)])
-def test_compare_is_the_weighted_sum_of_its_terms(device, weights):
-    losses, layers = Losses(*weights), [1, 3]
-    with no_grad():
-        student = tiny_gpt2(0, spread=10.0)(INPUTS_BT, attention_scores=True)
-        teacher = tiny_gpt2(1, spread=10.0, layers=4)(INPUTS_BT, attention_scores=True)
-    loss, terms = compare(student, teacher, TARGETS_BT, losses, layers)
-    logits_NV = host(student.logits).astype(np.float64).reshape(-1, VOCABULARY)
-    picked_N = logits_NV[np.arange(len(logits_NV)), TARGETS_BT.reshape(-1)]
-    ours, theirs = ([host(x).astype(np.float64) for x in output.hidden] for output in (student, teacher))
-    our_scores, their_scores = (
-        [host(x).astype(np.float64) for x in output.attention_scores] for output in (student, teacher)
-    )
-    expected = {
-        "cross_entropy": (np.log(np.exp(logits_NV).sum(axis=-1)) - picked_N).mean(),
-        "embedding": ((ours[0] - theirs[0]) ** 2).mean(),
-        "hidden": sum(((ours[i + 1] - theirs[layer + 1]) ** 2).mean() for i, layer in enumerate(layers)),
-        "attention": sum(kl_by_loops(our_scores[i], their_scores[layer], None, True) for i, layer in enumerate(layers)),
+@pytest.mark.parametrize("term", ["attention", "hidden", "value_relation"])
+def test_a_given_layer_map_says_whom_to_follow(term):
+    student, teacher = tiny_gpt2(0, layers=2), tiny_gpt2(1, layers=3, spread=10.0)
+    values = {
+        layers: Distillation(student, teacher, only(term), layers)(BATCH)[1][term]
+        for layers in ((0, 1), (0, 2), (1, 2), (1, 1))
     }
-    expected = {name: value for name, value in expected.items() if getattr(losses, name)}
-    assert terms == pytest.approx(expected, rel=1e-5)
-    assert loss.item() == pytest.approx(
-        sum(getattr(losses, name) * value for name, value in expected.items()), rel=1e-5
-    )
+    if term == "value_relation":  # of the last layer alone
+        assert values[0, 2] == values[1, 2] != values[0, 1] == values[1, 1]
+    else:
+        assert len(set(values.values())) == 4
+        assert values[0, 1] + values[1, 2] == pytest.approx(values[0, 2] + values[1, 1], rel=1e-5)
+
+
+# Adapters and tasks ---------------------------------------------------------------------------------------------------
+
+
+def test_a_learned_matrix_stands_between_states_of_different_width(device):
+    student, teacher = tiny_gpt2(0), tiny_gpt2(1, n_embd=12, spread=10.0)
+    distillation = Distillation(student, teacher, only("embedding", "hidden"), seed=3)
+    adapters = distillation.adapters
+    assert {name: p.shape for name, p in adapters.named_parameters()} == {
+        "embedding.weight": (8, 12),
+        "hidden.weight": (8, 12),
+    }
+    loss, terms = distillation(BATCH)
+    loss.backward()
+    with no_grad():
+        ours, theirs = ([host(x).astype(np.float64) for x in model(IDS_BT).hidden] for model in (student, teacher))
+    gradient = 0.0
+    for name, layers in (("embedding", [0]), ("hidden", [1, 2])):
+        weight, gradient, value = host(adapters.get(name).weight).astype(np.float64), 0.0, 0.0
+        for layer in layers:
+            difference = ours[layer] @ weight - theirs[layer]
+            value += (difference**2).mean()
+            gradient += 2.0 / difference.size * ours[layer].reshape(-1, 8).T @ difference.reshape(-1, 12)
+        assert terms[name] == pytest.approx(value, rel=1e-5)
+        assert_close(adapters.get(name).weight.grad, gradient.astype(np.float32), rtol=1e-4)
+
+
+def test_adapters_are_made_only_where_they_are_needed():
+    def names(student: Any, teacher: Any, losses: Losses) -> list[str]:
+        return [name for name, _ in Distillation(student, teacher, losses).adapters.named_parameters()]
+
+    wide = tiny_gpt2(1, n_embd=12)
+    assert names(tiny_gpt2(0), tiny_gpt2(1), Losses()) == []
+    assert names(tiny_gpt2(0), wide, only("attention", "logits", "value_relation")) == []
+    assert names(tiny_gpt2(0), wide, only("hidden", "attention")) == ["hidden.weight"]
+    relation = only("value_relation")
+    assert Distillation(tiny_gpt2(0), wide, relation)(BATCH)[1]["value_relation"] > 0.0  # relations need none
+
+
+def test_next_sentence_is_read_from_the_pooler(device):
+    student = tiny_bert(0, None)  # an encoder has a pooler
+    other_B = np.array([1, 0, 1])
+    batch = replace(TYPED, other_B=other_B)
+    distillation = Distillation(student, None, only("next_sentence"))
+    loss, _ = distillation(batch)
+    with no_grad():
+        pooled_BD = host(student(batch.ids_BT, batch.mask_BT, batch.types_BT).pooled)
+    head = distillation.adapters.next_sentence
+    logits_BC = pooled_BD @ host(head.weight) + host(head.bias)
+    log_p = logits_BC - np.log(np.exp(logits_BC).sum(-1, keepdims=True))
+    assert_close(loss, -log_p[np.arange(3), other_B].mean(dtype=np.float32))
+    loss.backward()
+    assert head.weight.grad is not None
+    with pytest.raises(TinykronError, match="the batch does not say which texts follow"):
+        distillation(TYPED)
+    with pytest.raises(TinykronError, match="the student has no pooler"):
+        Distillation(tiny_bert(0, "masked_lm"), None, only("next_sentence"))
+
+
+def test_a_task_brings_its_own_loss_and_its_batches():
+    student, teacher = (tiny_bert(seed, "sequence") for seed in (0, 1))
+    batch = collate(sst2_features()[:6])
+    losses = Losses(logits=1.0, attention_form="scores")  # KroneckerBERT's
+    distillation = Distillation(student, teacher, losses, label_loss=SST2.loss)
+    loss, terms = distillation(batch)
+    inputs = batch.ids_BT, batch.mask_BT, batch.types_BT
+    assert terms["cross_entropy"] == SST2.loss(student(*inputs).logits, batch).item()
+    assert loss.item() == pytest.approx(sum(terms.values()))
+    spans = [tiny_bert(seed, "span") for seed in (0, 1)]
+    _, found = Distillation(*spans, only("logits"))(batch)
+    ours, theirs = (host(model(*inputs).logits) for model in spans)
+    rows = [
+        ref.kl_of_rows(ours[b, batch.mask_BT[b] > 0, side], theirs[b, batch.mask_BT[b] > 0, side])
+        for b, side in np.ndindex(6, 2)
+    ]
+    assert found["logits"] == pytest.approx(ref.mean(rows), rel=1e-4)
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-def outputs(layers: int = 2, scores: bool = True, **config: Any) -> Output:
-    with no_grad():
-        return tiny_gpt2(layers=layers, **config)(INPUTS_BT, attention_scores=scores)
-
-
 @pytest.mark.parametrize(
-    ("student", "teacher", "layers", "complaint"),
+    ("student", "teacher", "losses", "layers", "complaint"),
     [
-        ({}, {"n_embd": 12}, [0, 1], r"student \(3, 8, 8\) and teacher \(3, 8, 12\)"),
-        ({}, {"n_head": 4}, [0, 1], r"attention KL: student \(3, 2, 8, 8\) and teacher \(3, 4, 8, 8\)"),
-        ({}, {"layers": 4}, [0, 1, 2], r"found \[0, 1, 2\], expected 2 teacher layers in 0..3"),
-        ({}, {"layers": 4}, [0, 4], r"found \[0, 4\], expected 2 teacher layers in 0..3"),
-        ({}, {"layers": 4}, [-1, 3], r"found \[-1, 3\]"),
-        ({"scores": False}, {}, [0, 1], "attention_scores=True"),
-        ({}, {"scores": False}, [0, 1], "attention_scores=True"),
+        ({}, {"n_head": 4}, Losses(), (), r"attention KL: student \(3, 2, 8, 8\) and teacher \(3, 4, 8, 8\)"),
+        ({}, {"n_head": 4}, only("value_relation"), (), r"relation: student \(3, 2, 8, 8\) and teacher \(3, 4, 8, 8\)"),
+        ({}, {"vocab_size": 17}, only("logits"), (), r"logits: student \(3, 8, 13\) and teacher \(3, 8, 17\)"),
+        ({}, {"layers": 4}, Losses(), [0, 1, 2], r"found \[0, 1, 2\], expected 2 teacher layers in 0..3"),
+        ({}, {"layers": 4}, Losses(), [0, 4], r"found \[0, 4\], expected 2 teacher layers in 0..3"),
+        ({}, {"layers": 4}, Losses(), [-1, 3], r"found \[-1, 3\]"),
+        ({"layers": 3}, {}, Losses(), (), "3 student layers for 2 teacher layers"),
+        ({}, None, Losses(), (), "compare with a teacher, and none is given"),
     ],
-    ids=[
-        "width",
-        "heads",
-        "too many layers",
-        "no such layer",
-        "negative layer",
-        "no student scores",
-        "no teacher scores",
-    ],
+    ids=str,
 )
-def test_outputs_that_cannot_be_compared_are_refused(student, teacher, layers, complaint):
+def test_what_cannot_be_compared_is_refused(student, teacher, losses, layers, complaint):
     with pytest.raises(TinykronError, match=complaint):
-        compare(outputs(**student), outputs(**teacher), TARGETS_BT, Losses(), layers)
+        known = None if teacher is None else tiny_gpt2(1, **teacher)
+        Distillation(tiny_gpt2(**student), known, losses, layers)(BATCH)
 
 
-def test_a_missing_teacher_is_named():
-    with pytest.raises(TinykronError, match="compare with a teacher, and none is given"):
-        compare(outputs(), None, TARGETS_BT, Losses(), [])
+def test_an_encoder_without_a_head_has_no_logits():
+    with pytest.raises(TinykronError, match="a model without a head has none"):
+        Distillation(tiny_bert(0, None), tiny_bert(1, "masked_lm"), only("logits"))(TYPED)
 
 
 def test_targets_are_checked():
     with pytest.raises(TinykronError, match=f"target {VOCABULARY}"):
-        side_by_side(tiny_gpt2(), None, INPUTS_BT, np.full_like(TARGETS_BT, VOCABULARY), only("cross_entropy"), [])
-    ignored = np.full_like(TARGETS_BT, data.IGNORED)
-    assert side_by_side(tiny_gpt2(), None, INPUTS_BT, ignored, only("cross_entropy"), [])[0].item() == 0.0
+        Distillation(tiny_gpt2(), losses=only("cross_entropy"))(Batch(IDS_BT, np.full_like(IDS_BT, VOCABULARY)))
+    ignored = Batch(IDS_BT, np.full_like(IDS_BT, data.IGNORED))
+    assert Distillation(tiny_gpt2(), losses=only("cross_entropy"))(ignored)[0].item() == 0.0

@@ -69,6 +69,45 @@ def test_a_batch_is_windows_of_the_text_with_their_frame():
     assert (targets_BT[:, [0, -1]] == IGNORED).all()
 
 
+class WithoutHiding(Masking):
+    """Leaves the ids as they are, for a test to see them."""
+
+    def hide(self, ids_BT, generator):
+        return ids_BT, ids_BT
+
+
+def test_pairs_follow_each_other_or_do_not():
+    plain = WithoutHiding(MASKING.start, MASKING.end, MASKING.mask, MASKING.vocabulary)
+    tokens = np.arange(100, 131, dtype=np.int32)  # each token once: where a text is from can be seen
+    inputs_BT, _, types_BT, other_B = plain.sample_pairs(tokens, 2000, 14, np.random.default_rng(0))
+    a_BT, b_BT = inputs_BT[:, 1:6], inputs_BT[:, 7:13]
+    assert (inputs_BT[:, 0] == plain.start).all() and (inputs_BT[:, [6, 13]] == plain.end).all()
+    assert (types_BT == [0] * 7 + [1] * 7).all()
+    for window_BT in (a_BT, b_BT):
+        assert (np.diff(window_BT, axis=1) == 1).all()
+        assert window_BT.min() >= 100 and window_BT.max() <= 130
+    follows_B = b_BT[:, 0] == a_BT[:, -1] + 1
+    np.testing.assert_array_equal(other_B, ~follows_B)
+    assert 0.45 < other_B.mean() < 0.55
+    assert set(b_BT[other_B == 1, 0]) == set(range(100, 126))  # from anywhere
+    assert set(a_BT[:, 0]) == set(range(100, 121))  # wherever something can follow
+
+
+def test_pairs_have_hidden_tokens():
+    tokens = np.arange(5, 45, dtype=np.int32)
+    inputs_BT, targets_BT, _, _ = replace(MASKING, share=1.0).sample_pairs(tokens, 6, 11, np.random.default_rng(0))
+    assert inputs_BT.shape == targets_BT.shape == (6, 11)
+    assert ((targets_BT == IGNORED) == [True, *[False] * 4, True, *[False] * 4, True]).all()
+    assert (inputs_BT == MASKING.mask).any()
+
+
+@pytest.mark.parametrize(("count", "context"), [(8, 12), (40, 4)])
+def test_pairs_need_text(count, context):
+    with pytest.raises(DataError, match=f"found {count} tokens and a context of {context}"):
+        MASKING.sample_pairs(np.arange(count), 2, context, np.random.default_rng(0))
+    assert MASKING.sample_pairs(np.arange(9), 2, 12, np.random.default_rng(0))[0].shape == (2, 12)
+
+
 # The tokenizer --------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from tests.helpers import assert_close
 from tinykron import data, kron, recipes
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.models.gpt2 import GPT2, GPT2Config
-from tinykron.report import HEADINGS, as_json, cells, markdown, render
+from tinykron.report import HEADINGS, as_json, cells, loss_rows, markdown, render
 
 SETTINGS = recipes.KnGPT2(share=0.5, batch=2, context=16, lr=1e-3)
 
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 def test_the_run_leaves_reports_and_models_and_nothing_else(run):
     base, _ = run
     names = {path.name for path in (base / "out").iterdir()}
-    assert names == {"report.md", "report.json", "report.png", "factorised", "distilled", "truncated"}
+    assert names == {"report.md", "report.json", "report.png", "losses.png", "factorised", "distilled", "truncated"}
     assert not (base / "out.partial").exists()
     assert (base / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -111,6 +111,9 @@ def test_the_report_in_all_its_forms(run):
     for choice in report.plan.values():
         assert 0.0 < choice.energy <= 1.0
     assert f"{next(iter(report.plan.values())).energy:.3f}" in page
+    for row in loss_rows(report.courses):
+        assert "| " + " | ".join(row) + " |" in page
+        assert row[4].endswith("%") and row[5].endswith("%")  # measured at the start and at the end
     assert len(content["courses"]["distilled"]["terms"]) == report.courses["distilled"].settings.steps
 
 

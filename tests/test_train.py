@@ -26,7 +26,7 @@ from tests.tiny_training import (
     values,
 )
 from tinykron import backend, data, fused, train
-from tinykron.distill import Losses
+from tinykron.distill import Distillation, Losses
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.evaluate import perplexity
 from tinykron.models.gpt2 import GPT2
@@ -116,7 +116,7 @@ def test_each_step_drops_other_values(dropout, differs):
     one_token = np.zeros(30, np.int64)  # so that all batches are alike
     model = tiny_gpt2(dropout=dropout)
     losses = {
-        train._gradients(model, None, one_token, SHORT, CROSS_ENTROPY, (), None, step)["cross_entropy"]
+        train._gradients(train.Feed(Distillation(model, losses=CROSS_ENTROPY), one_token, SHORT), step)["cross_entropy"]
         for step in (0, 1)
     }
     assert len(losses) == (2 if differs else 1)
@@ -132,11 +132,11 @@ def test_clipping_is_in_force():
 
 
 @FEWER
-@given(accumulate=st.integers(1, 4), batch=st.integers(1, 3), step=st.integers(0, 1000))
+@given(accumulate=st.integers(1, 4), batch=st.integers(1, 3), step=st.integers(0, SHORT.steps - 1))
 def test_accumulated_gradients_are_those_of_one_larger_batch(device, accumulate, batch, step):
     plan = replace(SHORT, accumulate=accumulate, batch=batch)
     parts, whole = tiny_gpt2(layers=1), tiny_gpt2(layers=1)
-    terms = train._gradients(parts, None, TOKENS, plan, CROSS_ENTROPY, (), None, step)
+    terms = train._gradients(train.Feed(Distillation(parts, losses=CROSS_ENTROPY), TOKENS, plan), step)
     generator = np.random.default_rng((plan.seed, step))
     drawn = [data.sample_batch(TOKENS, batch, CONTEXT, generator) for _ in range(accumulate)]
     inputs_BT, targets_BT = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))

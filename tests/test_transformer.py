@@ -158,3 +158,24 @@ def test_an_encoder_without_a_head_has_hidden_states_and_no_exits(tmp_path):
 def test_what_is_no_exit_is_refused(family, options, message):
     with pytest.raises(TinykronError, match=message):
         family[0](IDS, **options)
+
+
+# Inside attention -----------------------------------------------------------------------------------------------------
+
+
+def test_heads_make_the_scores_and_come_from_the_states(device, family):
+    model, _ = family
+    out = model(IDS, attention_scores=True, attention_heads=True)
+    assert len(out.attention_heads) == BLOCKS
+    for block, state, heads, scores in zip(
+        model.blocks, out.hidden[:-1], out.attention_heads, out.attention_scores, strict=True
+    ):
+        q_BHTK, k_BGTK, v_BGTK = (host(one) for one in heads[:3])
+        shared = q_BHTK.shape[1] // k_BGTK.shape[1]
+        k_BHTK = np.repeat(k_BGTK, shared, axis=1)
+        assert_close(scores, q_BHTK @ k_BHTK.swapaxes(-1, -2) / np.float32(np.sqrt(q_BHTK.shape[-1])), rtol=1e-4)
+        read = state if hasattr(model, "token_types") else block.norm_1(state)
+        v_BTD = host(block.attention.value(read))
+        assert_close(v_BGTK.swapaxes(1, 2).reshape(v_BTD.shape), v_BTD)
+        assert heads.scores is None  # they are handed out once
+    assert model(IDS).attention_heads is None

@@ -26,10 +26,11 @@ def tiny_bert(
     labels: int = 2,
     dropout: float = 0.0,
     context: int = CONTEXT,
+    layers: int = 1,
 ) -> Bert:
     """A random BERT of width 8, whose matrices are large enough to tell texts apart."""
     config = BertConfig(
-        TOKENIZER.get_vocab_size(), 8, 1, 2, 16, context, head=head, labels=labels,
+        TOKENIZER.get_vocab_size(), 8, layers, 2, 16, context, head=head, labels=labels,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     model = Bert(config, np.random.default_rng(seed))

@@ -1,141 +1,217 @@
-"""Intermediate-layer distillation: teacher and student run side by side on one batch, and are compared inside.
+"""Distillation: teacher and student run side by side on one batch, and are compared outside and inside.
 
-KnGPT2 (2110.08152), section "intermediate layer knowledge distillation": the loss is a weighted sum of embedding MSE,
-attention KL, hidden-state MSE and the cross-entropy with the text.
+What counts is said in losses.py, what each term computes in distances.py. The student's layer l follows the teacher's
+layer layers[l]; where the two are of different width, a learned matrix stands between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tinykron import fused
-from tinykron.attention import MASKED
-from tinykron.backend import Array, by_rows
+from tinykron.backend import Array
+from tinykron.distances import (
+    attention_kl,
+    attention_mse,
+    cosine_distance,
+    logit_kl,
+    mean_squared_error,
+    relation_kl,
+)
 from tinykron.errors import ShapeError, TinykronError
-from tinykron.models.transformer import Output
-from tinykron.nn import Module
-from tinykron.tensor import Function, Tensor, no_grad
+from tinykron.losses import OF_THE_TEXT, RELATIONS, Losses
+from tinykron.losses import Schedule as Schedule
+from tinykron.models.transformer import Output, check_mask
+from tinykron.nn import Linear, Module, evaluating, seed_dropout
+from tinykron.tensor import Tensor, no_grad
+
+Known = Mapping[str, Array]  # what a teacher said of a batch, by name: "logits", "hidden 3", ...
 
 
 @dataclass(frozen=True)
-class Losses:
-    """The weight of each term; a term of weight 0 is not computed."""
+class Batch:
+    """What both models read, and what is true of it. On the host; a `features.Batch` will do as well."""
 
-    embedding: float = 1.0  # mean squared error of what enters the first block
-    attention: float = 1.0  # KL(teacher || student) of each query's attention, mean over queries, summed over layers
-    hidden: float = 1.0  # mean squared error of what leaves each block, summed over layers
-    cross_entropy: float = 1.0  # with the text, in nats a token
-
-    def __post_init__(self) -> None:
-        weights = vars(self)
-        if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
-            raise TinykronError(f"losses: expected weights of at least 0, not all 0, found {weights}")
-
-    @property
-    def needs_teacher(self) -> bool:
-        return bool(self.embedding or self.attention or self.hidden)
+    ids_BT: np.ndarray
+    targets: np.ndarray  # (B, T) token ids of a language model, -100 where none counts; (B,) classes of a sequence head
+    mask_BT: np.ndarray | None = None  # nonzero where a position counts
+    types_BT: np.ndarray | None = None  # 0 for the first text, 1 for the second: BERT's
+    other_B: np.ndarray | None = None  # 1 where the second text is another one, 0 where it follows the first
 
 
-class AttentionKL(Function):
-    """Mean over queries of KL(teacher || student), from scores (B, H, T, S) before mask and softmax.
-
-    Its gradient for a student's score is its attention less the teacher's, over the number of queries.
-    """
-
-    def __init__(self, causal: bool) -> None:
-        self.causal = causal
-
-    def forward(self, xp, student_BHTS, teacher_BHTS, mask_BS=None):
-        batch, heads, queries, keys = student_BHTS.shape
-        hidden_TS = xp.zeros((queries, keys), dtype=self.dtype)
-        if self.causal:
-            ahead_TS = xp.arange(queries)[:, None] + (keys - queries) < xp.arange(keys)
-            hidden_TS += xp.where(ahead_TS, MASKED, 0.0).astype(self.dtype)
-        shape = (batch * heads, queries, keys)
-        padding_E1S = xp.zeros((batch * heads, 1, keys), dtype=self.dtype)
-        if mask_BS is not None:
-            padding_E1S += xp.repeat(xp.where(mask_BS, 0.0, MASKED).astype(self.dtype), heads, axis=0)[:, None]
-        difference_ETS = xp.empty(shape, dtype=self.dtype)
-        kl_ET = xp.empty(shape[:2], dtype=self.dtype)
-
-        def rows(student, teacher, padding, difference, kl):
-            log_s = _log_softmax(xp, student + hidden_TS + padding)
-            log_t = _log_softmax(xp, teacher + hidden_TS + padding)
-            p_t = xp.exp(log_t)
-            kl[...] = (p_t * (log_t - log_s)).sum(axis=-1)
-            xp.subtract(xp.exp(log_s), p_t, out=difference)
-
-        by_rows(rows, student_BHTS.reshape(shape), teacher_BHTS.reshape(shape), padding_E1S, difference_ETS, kl_ET)
-        self.count = float(batch * heads * queries)
-        self.saved = difference_ETS.reshape(student_BHTS.shape)
-        return kl_ET.sum() / self.count
-
-    def backward(self, xp, grad):
-        result = self.saved * (grad / self.count)
-        return (result, *(None for _ in self.needs[1:]))
-
-
-def _log_softmax(xp: Any, scores: Array) -> Array:
-    scores -= scores.max(axis=-1, keepdims=True)
-    scores -= xp.log(xp.exp(scores).sum(axis=-1, keepdims=True))
-    return scores
-
-
-def attention_kl(student_BHTS: Tensor, teacher_BHTS: Array, mask_BS: Array | None = None, *, causal: bool) -> Tensor:
-    """Return the mean over batch, heads and queries of KL(teacher || student), from pre-softmax scores, in nats."""
-    if tuple(student_BHTS.shape) != tuple(teacher_BHTS.shape):
-        raise ShapeError(f"attention KL: student {student_BHTS.shape} and teacher {teacher_BHTS.shape} differ")
-    extra = () if mask_BS is None else (mask_BS,)
-    return AttentionKL(causal)(student_BHTS, teacher_BHTS, *extra)
-
-
-def mean_squared_error(student: Tensor, teacher: Array) -> Tensor:
-    """Return the mean of (student - teacher)^2 over all elements."""
-    if tuple(student.shape) != tuple(teacher.shape):
-        raise ShapeError(f"mean squared error: student {student.shape} and teacher {teacher.shape} differ")
-    difference = student - teacher
-    return (difference * difference).mean()
+def label_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the cross-entropy with the targets, the mean over those that count, in nats."""
+    return fused.cross_entropy(logits, batch.targets)
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """Return the teacher's layer for each of the student's: evenly spread, the last for the last. TinyBERT's map."""
+    """Return the teacher's layer for each of the student's: evenly spread, the last for the last.
+
+    Every k-th layer where one depth is a multiple of the other; each its own where they are equal. The uniform map of
+    TinyBERT (Jiao et al. 2020). Raises ShapeError for a student deeper than its teacher.
+    """
     if not 1 <= student_layers <= teacher_layers:
         raise ShapeError(f"layer map: {student_layers} student layers for {teacher_layers} teacher layers")
     return [-(-(layer + 1) * teacher_layers // student_layers) - 1 for layer in range(student_layers)]
 
 
-def compare(
-    student: Output, teacher: Output | None, targets_BT: np.ndarray, losses: Losses, layers: Sequence[int]
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted loss, and each term's own value before weighting (nats, or squared units).
+class Adapters(Module):
+    """What a distillation learns beside the student, and leaves behind at its end."""
 
-    layers  the teacher's layer for each layer of the student
-    Raises ShapeError where widths, heads or layers do not match.
+    def __init__(self) -> None:
+        self.embedding: Linear | None = None  # TinyBERT's W_e: (D of the student) -> (D of the teacher)
+        self.hidden: Linear | None = None  # its W_h, one for all layers
+        self.next_sentence: Linear | None = None  # what the pooler says -> follows, is another: Devlin et al. 2019
+
+
+@dataclass
+class Distillation:
+    """A student and what it learns from: `distillation(batch)` is its loss, and the value of each term.
+
+    layers     the teacher's layer for each of the student's; by default `layer_map`
+    label_loss (logits, batch) -> scalar: the term "cross_entropy". A task brings its own
+    seed       of the adapters' first values
+    Raises TinykronError for losses that need a teacher where none is given, and for a layer map that does not fit.
     """
-    if teacher is None and losses.needs_teacher:
-        raise TinykronError("distillation: the losses compare with a teacher, and none is given")
-    depth, deepest = len(student.hidden) - 1, len(teacher.hidden) - 1 if teacher else 0
-    if teacher and (len(layers) != depth or not all(0 <= layer < deepest for layer in layers)):
-        raise ShapeError(f"layer map: found {list(layers)}, expected {depth} teacher layers in 0..{deepest - 1}")
-    terms: dict[str, Tensor] = {}
-    if losses.cross_entropy:
-        terms["cross_entropy"] = fused.cross_entropy(student.logits, targets_BT)
-    if teacher is not None and losses.embedding:
-        terms["embedding"] = mean_squared_error(student.hidden[0], teacher.hidden[0].data)
-    if teacher is not None and losses.hidden:
-        pairs = zip(student.hidden[1:], (teacher.hidden[layer + 1] for layer in layers), strict=True)
-        terms["hidden"] = total([mean_squared_error(ours, theirs.data) for ours, theirs in pairs])
-    if teacher is not None and losses.attention:
-        if student.attention_scores is None or teacher.attention_scores is None:
-            raise TinykronError("distillation: the attention term needs both outputs with attention_scores=True")
-        pairs = zip(student.attention_scores, (teacher.attention_scores[layer] for layer in layers), strict=True)
-        terms["attention"] = total([attention_kl(ours, theirs.data, causal=True) for ours, theirs in pairs])
-    weighted = [getattr(losses, name) * term for name, term in terms.items()]
-    return total(weighted), {name: term.item() for name, term in terms.items()}
+
+    student: Any
+    teacher: Any = None
+    losses: Losses = field(default_factory=Losses)
+    layers: Sequence[int] = ()
+    label_loss: Callable[[Tensor, Any], Tensor] = label_loss
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.losses.needs_teacher and self.teacher is None:
+            raise TinykronError("distillation: the losses compare with a teacher, and none is given")
+        self.causal = self.student.blocks[0].attention.causal
+        self.adapters = Adapters()
+        generator = np.random.default_rng(self.seed)
+        width = len(self.student.norm.weight)
+        if self.losses.needs_teacher:
+            depth, deepest = len(self.student.blocks), len(self.teacher.blocks)
+            self.layers = list(self.layers) or layer_map(depth, deepest)
+            if len(self.layers) != depth or not all(0 <= layer < deepest for layer in self.layers):
+                found = f"found {self.layers}, expected {depth} teacher layers in 0..{deepest - 1}"
+                raise ShapeError(f"layer map: {found}")
+            if width != (target := len(self.teacher.norm.weight)):
+                for name in sorted(self.losses.terms & {"embedding", "hidden"}):
+                    setattr(self.adapters, name, Linear(width, target, bias=False, generator=generator))
+        if "next_sentence" in self.losses.terms:
+            if getattr(self.student, "pooler", None) is None:
+                raise TinykronError("next_sentence: the student has no pooler to read the first position with")
+            self.adapters.next_sentence = Linear(width, 2, generator=generator)
+        self.adapters.to(self.device)
+
+    def __call__(
+        self, batch: Any, progress: float = 0.0, known: Known | None = None, only: Collection[str] = ()
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the weighted loss, and each term's own value before weighting (nats, or squared units).
+
+        progress  share of the run that is over: where schedules are
+        known     what the teacher says of this batch, from `ask`; by default it is asked
+        only      of the terms that count now, compute these alone
+        """
+        weights = self.losses.at(progress)
+        weights = {name: weight for name, weight in weights.items() if not only or name in only}
+        if known is None:
+            known = self.ask(batch, weights)
+        terms = self._terms(_run(self.student, batch, weights), known, batch, weights)
+        return total([weights[name] * term for name, term in terms.items()]), {n: t.item() for n, t in terms.items()}
+
+    @property
+    def device(self) -> str:
+        return self.student.norm.weight.device
+
+    def start(self, *seed: int) -> None:
+        """Forget all gradients, and begin the student's dropout anew."""
+        self.student.zero_grad()
+        self.adapters.zero_grad()
+        seed_dropout(self.student, *seed)
+
+    def ask(self, batch: Any, terms: Collection[str]) -> dict[str, Array]:
+        """Return what the terms compare with, from one pass of the teacher without dropout and without a tape."""
+        wanted = set(terms).difference(OF_THE_TEXT)
+        if not wanted:
+            return {}
+        with no_grad(), evaluating(self.teacher):
+            out = _run(self.teacher, batch, wanted)
+        known: dict[str, Array] = {}
+        if "logits" in wanted:
+            known["logits"] = _logits(out).data
+        if "embedding" in wanted:
+            known["embedding"] = out.hidden[0].data
+        for number, layer in enumerate(self.layers):
+            if "hidden" in wanted:
+                known[f"hidden {number}"] = out.hidden[layer + 1].data
+            if "attention" in wanted:
+                known[f"scores {number}"] = out.attention_scores[layer].data  # type: ignore[index]
+        if out.attention_heads:
+            heads = out.attention_heads[self.layers[-1]]
+            known |= {name: getattr(heads, name).data for name in ("queries", "keys", "values")}
+        return known
+
+    def _terms(self, out: Output, known: Known, batch: Any, wanted: Collection[str]) -> dict[str, Tensor]:
+        mask_BT = check_mask(batch.mask_BT, batch.ids_BT.shape, self.device)
+        losses, layers = self.losses, range(len(self.layers))
+        terms: dict[str, Tensor] = {}
+        if "cross_entropy" in wanted:
+            terms["cross_entropy"] = self.label_loss(_logits(out), batch)
+        if "embedding" in wanted:
+            ours = _adapted(self.adapters.embedding, out.hidden[0])
+            terms["embedding"] = mean_squared_error(ours, known["embedding"], mask_BT)
+        if "hidden" in wanted:
+            distance = cosine_distance if losses.hidden_form == "cosine" else mean_squared_error
+            states = [_adapted(self.adapters.hidden, out.hidden[n + 1]) for n in layers]
+            terms["hidden"] = total([distance(states[n], known[f"hidden {n}"], mask_BT) for n in layers])
+        if "attention" in wanted:
+            compared = attention_mse if losses.attention_form == "scores" else attention_kl
+            scores = list(reversed(out.attention_scores or ()))
+            out.attention_scores = None  # each layer's scores are freed when they have been compared
+            parts = [compared(scores.pop(), known[f"scores {n}"], mask_BT, causal=self.causal) for n in layers]
+            terms["attention"] = total(parts)
+        if "logits" in wanted and losses.logits_form == "mse":
+            of_positions = mask_BT if _logits(out).ndim == 3 else None
+            terms["logits"] = mean_squared_error(_logits(out), known["logits"], of_positions)
+        elif "logits" in wanted:
+            spans = getattr(self.student.config, "head", None) == "span"
+            terms["logits"] = logit_kl(_logits(out), known["logits"], mask_BT, losses.temperature, spans)
+        for name, pair in RELATIONS.items():
+            if name in wanted:
+                heads = out.attention_heads[-1]  # type: ignore[index]
+                of_both = [getattr(heads, one) for one in pair], [known[one] for one in pair]
+                terms[name] = relation_kl(*of_both, mask_BT, causal=self.causal, heads=losses.relation_heads)
+        if "next_sentence" in wanted:
+            other_B = getattr(batch, "other_B", None)
+            if other_B is None:
+                raise TinykronError("next_sentence: the batch does not say which texts follow each other")
+            terms["next_sentence"] = fused.cross_entropy(_adapted(self.adapters.next_sentence, out.pooled), other_B)
+        return terms
+
+
+def _run(model: Any, batch: Any, terms: Collection[str]) -> Output:
+    """Run a model with what the terms look at inside."""
+    inputs = [batch.ids_BT]
+    if batch.types_BT is not None:
+        inputs += [batch.mask_BT, batch.types_BT]
+    elif batch.mask_BT is not None:
+        inputs += [batch.mask_BT]
+    relations = bool(RELATIONS.keys() & set(terms))
+    return model(*inputs, attention_scores="attention" in terms, attention_heads=relations)
+
+
+def _logits(out: Output) -> Tensor:
+    if out.logits is None:
+        raise TinykronError("distillation: the losses compare logits, and a model without a head has none")
+    return out.logits
+
+
+def _adapted(adapter: Linear | None, state: Any) -> Tensor:
+    return state if adapter is None else adapter(state)
 
 
 def total(terms: Sequence[Tensor]) -> Tensor:
@@ -144,20 +220,3 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     for term in terms[1:]:
         result = result + term
     return result
-
-
-def side_by_side(
-    student: Module,
-    teacher: Module | None,
-    inputs_BT: np.ndarray,
-    targets_BT: np.ndarray,
-    losses: Losses,
-    layers: Sequence[int],
-) -> tuple[Tensor, dict[str, float]]:
-    """Run teacher (without a tape) and student on one batch; return the loss and its terms."""
-    scores = bool(teacher is not None and losses.attention)
-    known = None
-    if teacher is not None and losses.needs_teacher:
-        with no_grad():
-            known = teacher(inputs_BT, attention_scores=scores)
-    return compare(student(inputs_BT, attention_scores=scores), known, targets_BT, losses, layers)

@@ -65,6 +65,33 @@ class Masking:
         window_BT, _ = sample_batch(tokens, batch, context - 2, generator)
         return self.hide(self.frame(window_BT), generator)
 
+    def sample_pairs(
+        self, tokens: np.ndarray, batch: int, context: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return (inputs_BT, targets_BT, types_BT, other_B), int64: [CLS] A [SEP] B [SEP] with hidden tokens.
+
+        In half of the rows, drawn, B is what follows A in `tokens`, and `other_B` is 0; elsewhere it comes from another
+        place, and `other_B` is 1: next-sentence prediction, of windows in place of sentences. `types_BT` is 1 in B.
+        Raises DataError where the tokens have no other place. Devlin et al. 2019, section 3.1.
+        """
+        first = (context - 3) // 2
+        second = context - 3 - first
+        places = len(tokens) - second + 1  # where B can start
+        if first < 1 or places - first < 1:
+            need = f"need {context - 3} of them, and a context of at least 5"
+            raise DataError(f"pairs of windows: found {len(tokens)} tokens and a context of {context}, {need}")
+        starts_B = generator.integers(0, places - first, size=batch)
+        other_B = generator.integers(0, 2, size=batch)
+        away_B = other_B * generator.integers(1, places, size=batch)  # 0 where B follows A; never a whole round
+        follows_B = (starts_B + first + away_B) % places
+        a_BT = tokens[starts_B[:, None] + np.arange(first)].astype(np.int64)
+        b_BT = tokens[follows_B[:, None] + np.arange(second)].astype(np.int64)
+        start_B1, end_B1 = (np.full((batch, 1), token, dtype=np.int64) for token in (self.start, self.end))
+        inputs_BT, targets_BT = self.hide(np.concatenate([start_B1, a_BT, end_B1, b_BT, end_B1], axis=1), generator)
+        types_BT = np.zeros_like(inputs_BT)
+        types_BT[:, first + 2 :] = 1
+        return inputs_BT, targets_BT, types_BT, other_B
+
 
 def train_wordpiece(documents: Sequence[Document], vocab_size: int = 2048) -> Tokenizer:
     """Train a lower-casing WordPiece in BERT's manner: `encode` frames a text by [CLS] and [SEP].

@@ -55,7 +55,8 @@ def kngpt2(
 
     model   folder of the teacher; by default the shipped gpt2-tiny
     source  text file or folder; by default the text that every Python carries
-    out     folder to make: report.md, report.json, report.png, and the models `factorised`, `distilled`, `truncated`
+    out     folder to make: report.md, report.json, report.png, losses.png, and the models `factorised`, `distilled`,
+            `truncated`
     Returns the report, or None after Ctrl-C in a training; elsewhere a Ctrl-C is a KeyboardInterrupt. Either way the
     same call continues from the folder `<out>.partial`.
     Raises TinykronError, before any work, if `out` exists or the inputs do not fit.
@@ -208,7 +209,7 @@ def _described(folder: Path, source: str | Path | None, text: Texts, settings: K
         "light training": f"{settings.passes} x {len(text.light):,} tokens ({settings.share:.0%} of the text)",
         "held-out tokens": len(text.held_out),
         "learning rate": settings.lr,
-        "losses": ", ".join(f"{key} {value:g}" for key, value in vars(settings.losses).items()),
+        "losses": str(settings.losses),
         "head": settings.head,
         "seed": settings.seed,
     }

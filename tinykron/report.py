@@ -152,8 +152,50 @@ def energy_rows(plan: KronPlan) -> list[list[str]]:
 ENERGY_HEADINGS = ("matrix", "shape", "factors", "kept", "Gaussian")
 
 
+LOSS_HEADINGS = ("", "term", "at the start", "at the end", "share of the gradient: start", "end")
+Course = tuple[list[int], list[float]]  # steps done, values
+
+
+def term_courses(history: History) -> dict[str, Course]:
+    """Return each term's values before weighting, in the steps in which it counted."""
+    return _by_name(list(enumerate(history.terms)))
+
+
+def gradient_shares(history: History) -> dict[str, Course]:
+    """Return each term's share of the gradient where it was measured.
+
+    That is the norm of its own gradient, weighted, over the sum of all terms' norms: terms can pull in ways that
+    cancel, and the norm of the whole is at most that sum.
+    """
+    measured = [(step, norms, sum(norms.values()) or 1.0) for step, norms in history.term_norms]
+    return _by_name([(step, {name: norm / whole for name, norm in norms.items()}) for step, norms, whole in measured])
+
+
+def _by_name(rows: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, Course]:
+    courses: dict[str, Course] = {}
+    for step, values in rows:
+        for name, value in values.items():
+            steps, found = courses.setdefault(name, ([], []))
+            steps.append(step)
+            found.append(value)
+    return courses
+
+
+def loss_rows(courses: Mapping[str, History]) -> list[list[str]]:
+    """Return a row for each student and term: its first value, the mean of its last twentieth, its shares."""
+    rows = []
+    for student, history in courses.items():
+        shares = gradient_shares(history)
+        for term, (_, values) in term_courses(history).items():
+            last = values[-max(1, len(values) // 20) :]
+            share = shares[term][1] if term in shares else None
+            of_gradient = [f"{share[0]:.0%}", f"{share[-1]:.0%}"] if share else ["", ""]
+            rows.append([student, term, f"{values[0]:.4g}", f"{sum(last) / len(last):.4g}", *of_gradient])
+    return rows
+
+
 def render(report: Report) -> str:
-    """Return the report as text for a terminal: two tables, the samples, the notes."""
+    """Return the report as text for a terminal: three tables, the samples, the notes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -161,6 +203,7 @@ def render(report: Report) -> str:
     console = Console(file=text, width=max(100, shutil.get_terminal_size((120, 0)).columns))
     for title, headings, rows in (
         (f"tinykron run {report.recipe}", HEADINGS, [cells(row) for row in report.models]),
+        ("losses while training", LOSS_HEADINGS, loss_rows(report.courses)),
         ("energy kept per matrix: the share of its norm", ENERGY_HEADINGS, energy_rows(report.plan)),
     ):
         table = Table(title=title, title_justify="left")
@@ -181,6 +224,10 @@ def markdown(report: Report) -> str:
     lines += ["![perplexity while training, and against size](report.png)", ""]
     lines += ["## What was run", "", *(f"- {key}: {value}" for key, value in report.settings.items()), ""]
     lines += [*report.notes, ""]
+    if report.courses:
+        lines += ["## Losses", "", "![each term while training, and its share of the gradient](losses.png)", ""]
+        lines += ["Before weighting. A share is the norm of a term's own gradient, weighted, over the sum of all.", ""]
+        lines += [*_markdown_table(LOSS_HEADINGS, loss_rows(report.courses)), ""]
     lines += ["## Energy kept per matrix", ""]
     lines += ["The share of a matrix's norm that its factors keep, and what they would keep of Gaussian noise.", ""]
     lines += [*_markdown_table(ENERGY_HEADINGS, energy_rows(report.plan)), ""]
@@ -239,9 +286,32 @@ def plot(report: Report, path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
+def plot_losses(courses: Mapping[str, History], path: str | Path) -> None:
+    """Draw, for each student, every term while it trained, and its share of the gradient, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.5 * len(courses)), layout="constrained")
+    axes = figure.subplots(len(courses), 2, squeeze=False)
+    for (left, right), (student, history) in zip(axes, courses.items(), strict=True):
+        terms, shares, tokens = term_courses(history), gradient_shares(history), history.settings.tokens_per_step
+        for number, (term, (steps, values)) in enumerate(terms.items()):
+            left.plot(tokens * (np.array(steps) + 1), values, label=term, color=f"C{number}")
+            if term in shares:
+                steps, values = shares[term]
+                right.plot(tokens * (np.array(steps) + 1), values, marker=".", label=term, color=f"C{number}")
+        scale = "log" if any(value > 0.0 for _, values in terms.values() for value in values) else "linear"
+        left.set(title=f"{student}: terms before weighting", xlabel="tokens trained on", yscale=scale)
+        right.set(title="share of the gradient", xlabel="tokens trained on", ylim=(0.0, 1.0))
+        if terms:
+            left.legend()
+    figure.savefig(path, format="png", dpi=110)
+
+
 def write(report: Report, folder: str | Path) -> None:
-    """Write report.md, report.json and report.png into a folder."""
+    """Write report.md, report.json, report.png and losses.png into a folder."""
     folder = Path(folder)
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
     (folder / "report.json").write_text(as_json(report), encoding="utf-8")
     plot(report, folder / "report.png")
+    if report.courses:
+        plot_losses(report.courses, folder / "losses.png")

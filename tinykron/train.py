@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ import numpy as np
 
 from tinykron import data, safetensors_file
 from tinykron.backend import recycled_memory, to_host
-from tinykron.distill import Losses, layer_map, side_by_side
+from tinykron.distill import Batch, Distillation, Losses
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import masked_perplexity, perplexity
 from tinykron.masking import Masking
-from tinykron.nn import Module, seed_dropout
+from tinykron.nn import Module
 from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
 from tinykron.progress import Progress
+from tinykron.teacher_cache import TeacherCache
 
 CHECKPOINT = "training.safetensors"
 LEAST = {  # of each setting that is a whole number
     "steps": 1, "batch": 1, "context": 1, "accumulate": 1, "checkpoint_every": 1,
-    "warmup": 0, "seed": 0, "evaluate_every": 0,
+    "warmup": 0, "seed": 0, "evaluate_every": 0, "measure_every": 0, "epoch": 0,
 }  # fmt: skip
 
 
@@ -54,6 +55,8 @@ class Settings:
     seed: int = 0
     checkpoint_every: int = 100
     evaluate_every: int = 0  # 0: only at the end
+    measure_every: int = 50  # steps: each term's share of the gradient, where there are several; 0: never
+    epoch: int = 0  # steps after which the same batches come again; 0: never
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -90,6 +93,7 @@ class History:
     terms: list[dict[str, float]] = field(default_factory=list)  # of each step, before weighting
     gradient_norms: list[float] = field(default_factory=list)  # of each step, before clipping
     perplexities: list[tuple[int, float]] = field(default_factory=list)  # (steps done, held-out perplexity)
+    term_norms: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (steps done, by term)
     inputs: str = ""  # fingerprint of the text, the teacher and the losses: a run continues on the same alone
     interrupted: bool = False  # stopped by Ctrl-C; the checkpoint holds the last whole step
 
@@ -104,30 +108,31 @@ def fit(
     layers: Sequence[int] | None = None,
     held_out: np.ndarray | None = None,
     masking: Masking | None = None,
+    cache: TeacherCache | None = None,
     folder: str | Path | None = None,
     title: str = "training",
 ) -> History:
     """Train `student` in place on random windows of `tokens`, on the text alone or beside a teacher.
 
     tokens    (N,) token ids; held_out, likewise, is evaluated as the settings say and at the end
-    losses    what counts; by default the cross-entropy alone without a teacher, and all four terms with one
+    losses    what counts; by default the cross-entropy alone without a teacher, and KnGPT2's four terms with one
     layers    the teacher's layer for each of the student's; by default every k-th
     masking   trains a masked language model: hidden tokens are predicted, in place of the next one
+    cache     keeps the teacher's outputs on disk: a batch that comes again, as `settings.epoch` says, is read there
     folder    where checkpoints go: a run found there, of the same settings on the same inputs, is continued
     Ctrl-C finishes the step, writes a checkpoint and returns. Raises TinykronError if the loss becomes NaN or infinite.
     """
     losses = losses or (Losses() if teacher is not None else Losses(0.0, 0.0, 0.0, 1.0))
-    if teacher is None and losses.needs_teacher:
-        raise TinykronError("fit: the losses compare with a teacher, and none is given")
-    if teacher is not None:
-        teacher.eval()
-        layers = layers or layer_map(len(student.blocks), len(teacher.blocks))  # type: ignore[attr-defined]
-    optimiser = AdamW(decay_groups(student, settings.weight_decay), settings.lr, settings.betas)
+    distillation = Distillation(student, teacher, losses, layers or (), seed=settings.seed)
+    feed = Feed(distillation, tokens, settings, masking, cache)
+    adapters = distillation.adapters
+    groups = [group for part in (student, adapters) for group in decay_groups(part, settings.weight_decay)]
+    optimiser = AdamW(groups, settings.lr, settings.betas)
     factor = schedule(settings.schedule, settings.steps, settings.warmup, settings.floor)
-    history = History(settings, inputs=_fingerprint(tokens, teacher, losses, layers or (), masking))
+    history = History(settings, inputs=feed.digest())
     path = Path(folder) / CHECKPOINT if folder else None
     if path and path.exists():
-        resume_run(path, student, optimiser, history)
+        resume_run(path, student, optimiser, history, adapters)
     kept = history.steps  # as many as the checkpoint holds
     student.train()
     total, done = (steps * settings.tokens_per_step for steps in (settings.steps, history.steps))
@@ -135,9 +140,12 @@ def fit(
         while history.steps < settings.steps and not stop.is_set():
             step = history.steps
             optimiser.lr = settings.lr * factor(step)
-            terms = _gradients(student, teacher, tokens, settings, losses, layers or (), masking, step)
+            if _is_due(step, settings) and len(feed.weights(step)) > 1:
+                history.term_norms.append((step, _term_norms(feed, step)))
+            terms = _gradients(feed, step)
             history.terms.append(terms)
-            history.gradient_norms.append(clip_gradients(student.parameters(), settings.clip))
+            trained = [*student.parameters(), *adapters.parameters()]
+            history.gradient_norms.append(clip_gradients(trained, settings.clip))
             if not all(map(isfinite, (*terms.values(), history.gradient_norms[-1]))):
                 raise TinykronError(f"{title}: the loss became {terms} at step {step}; try a lower learning rate")
             optimiser.step()
@@ -155,39 +163,134 @@ def fit(
             note += [f"held-out perplexity {value:.2f}" for _, value in history.perplexities[-1:]]
             progress.advance(settings.tokens_per_step, ", ".join(note))
             if path and (last or history.steps % settings.checkpoint_every == 0):
-                save_run(path, student, optimiser, history)
+                save_run(path, student, optimiser, history, adapters)
                 kept = history.steps
         if path and history.steps > kept:  # Ctrl-C came between two checkpoints
-            save_run(path, student, optimiser, history)
+            save_run(path, student, optimiser, history, adapters)
         history.interrupted = stop.is_set() and history.steps < settings.steps
     student.zero_grad()
     student.eval()
     return history
 
 
-def _gradients(
-    student: Module,
-    teacher: Module | None,
-    tokens: np.ndarray,
-    settings: Settings,
-    losses: Losses,
-    layers: Sequence[int],
-    masking: Masking | None,
-    step: int,
-) -> dict[str, float]:
+def _is_due(step: int, settings: Settings) -> bool:
+    """Whether the terms' gradients are measured in a step: now and then, and in the last."""
+    every = settings.measure_every
+    return bool(every) and (step % every == 0 or step == settings.steps - 1)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of a run, and what the teacher says of them. They depend on (seed, place in the epoch) alone."""
+
+    distillation: Distillation
+    tokens: np.ndarray
+    settings: Settings
+    masking: Masking | None = None
+    cache: TeacherCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.pairs and self.masking is None:
+            raise TinykronError("next_sentence: expected a masked language model, found no masking")
+        if self.cache and self.distillation.losses.needs_teacher:
+            self.cache.open(self._origin(), self.epoch * self.settings.accumulate)
+
+    @property
+    def epoch(self) -> int:
+        """Steps after which the same batches come again."""
+        return self.settings.epoch or self.settings.steps
+
+    @property
+    def pairs(self) -> bool:
+        return "next_sentence" in self.distillation.losses.terms
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the weight of each term that counts in a step."""
+        return self.distillation.losses.at(self.progress(step))
+
+    def progress(self, step: int) -> float:
+        """Return the share of the run that is over before a step: 0 for the first, 1 for the last."""
+        return step / max(1, self.settings.steps - 1)
+
+    def batches(self, step: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Yield each batch of a step, with what the teacher says of it."""
+        generator = np.random.default_rng((self.settings.seed, step % self.epoch))
+        drawn = self.tokens, self.settings.batch, self.settings.context, generator
+        for number in range(self.settings.accumulate):
+            if self.masking is None:
+                batch = Batch(*data.sample_batch(*drawn))
+            elif self.pairs:
+                ids_BT, targets_BT, types_BT, other_B = self.masking.sample_pairs(*drawn)
+                batch = Batch(ids_BT, targets_BT, None, types_BT, other_B)
+            else:
+                batch = Batch(*self.masking.sample_batch(*drawn))
+            yield batch, self._known(batch, step, step % self.epoch * self.settings.accumulate + number)
+
+    def _known(self, batch: Batch, step: int, number: int) -> dict[str, Any]:
+        ask, losses = self.distillation.ask, self.distillation.losses
+        if self.cache is None or not losses.needs_teacher:
+            return ask(batch, self.weights(step))
+        return self.cache.get(number, lambda: ask(batch, losses.terms), self.distillation.device)
+
+    def _origin(self) -> dict[str, str]:
+        """Return what the teacher's outputs depend on, by name."""
+        settings, distillation = self.settings, self.distillation
+        drawn = {name: getattr(settings, name) for name in ("batch", "context", "accumulate", "seed")}
+        return {
+            "teacher": _digest_model(distillation.teacher),
+            "text": _digest_text(self.tokens, self.masking),
+            "batches": ", ".join(f"{name} {value}" for name, value in (drawn | {"epoch": self.epoch}).items()),
+            "losses": ", ".join(sorted(distillation.losses.terms)),
+            "layer map": str(list(distillation.layers)),
+        }
+
+    def digest(self) -> str:
+        """Return what differs wherever a run would go another way, beyond its settings and its student."""
+        distillation = self.distillation
+        given = distillation.losses, list(distillation.layers), self.cache and self.cache.dtype
+        text, teacher = _digest_text(self.tokens, self.masking), _digest_model(distillation.teacher)
+        return hashlib.blake2b(repr((given, text, teacher)).encode(), digest_size=16).hexdigest()
+
+
+def _digest_model(model: Module | None) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in model.state_dict().items() if model else ():
+        digest.update(name.encode())
+        digest.update(to_host(array).tobytes())
+    return digest.hexdigest()
+
+
+def _digest_text(tokens: np.ndarray, masking: Masking | None) -> str:
+    digest = hashlib.blake2b(repr(masking).encode(), digest_size=16)
+    digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _gradients(feed: Feed, step: int) -> dict[str, float]:
     """Fill the gradients of one step; return the terms, averaged over its batches."""
-    student.zero_grad()
+    distillation, settings = feed.distillation, feed.settings
+    distillation.start(settings.seed, step)
     sums: dict[str, float] = {}
-    generator = np.random.default_rng((settings.seed, step))
-    seed_dropout(student, settings.seed, step)
-    for _ in range(settings.accumulate):
-        sample_batch = masking.sample_batch if masking else data.sample_batch
-        inputs_BT, targets_BT = sample_batch(tokens, settings.batch, settings.context, generator)
-        loss, terms = side_by_side(student, teacher, inputs_BT, targets_BT, losses, layers)
+    for batch, known in feed.batches(step):
+        loss, terms = distillation(batch, feed.progress(step), known)
         (loss * (1.0 / settings.accumulate)).backward()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value / settings.accumulate
     return sums
+
+
+def _term_norms(feed: Feed, step: int) -> dict[str, float]:
+    """Return the norm of the student's gradient from each weighted term alone, on the first batch of a step.
+
+    Each takes one more pass of the student, with the dropout of the step itself.
+    """
+    distillation, norms = feed.distillation, {}
+    batch, known = next(feed.batches(step))
+    for term in feed.weights(step):
+        distillation.start(feed.settings.seed, step)
+        distillation(batch, feed.progress(step), known, only=(term,))[0].backward()
+        norms[term] = clip_gradients(distillation.student.parameters(), inf)
+    return norms
 
 
 @contextmanager
@@ -213,9 +316,11 @@ def interruptible() -> Iterator[threading.Event]:
 # Checkpoints: one file, replaced as a whole, so that there is always a whole one --------------------------------------
 
 
-def save_run(path: Path, student: Module, optimiser: AdamW, history: History) -> None:
+def save_run(path: Path, student: Module, optimiser: AdamW, history: History, adapters: Module | None = None) -> None:
     """Write the checkpoint of a run. Raises CheckpointError where it cannot be written."""
     arrays = {f"model.{name}": to_host(array) for name, array in student.state_dict().items()}
+    if adapters is not None:
+        arrays |= {f"adapters.{name}": to_host(array) for name, array in adapters.state_dict().items()}
     arrays |= {f"optimiser.{name}": to_host(array) for name, array in optimiser.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,19 +329,9 @@ def save_run(path: Path, student: Module, optimiser: AdamW, history: History) ->
         raise CheckpointError(f"{path}: cannot write the training checkpoint: {error}") from error
 
 
-def _fingerprint(
-    tokens: np.ndarray, teacher: Module | None, losses: Losses, layers: Sequence[int], masking: Masking | None
-) -> str:
-    """Return a digest that differs wherever a run would go another way, beyond its settings and its student."""
-    digest = hashlib.blake2b(repr((losses, list(layers), masking)).encode(), digest_size=16)
-    digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
-    for name, array in teacher.state_dict().items() if teacher else ():
-        digest.update(name.encode())
-        digest.update(to_host(array).tobytes())
-    return digest.hexdigest()
-
-
-def resume_run(path: Path, student: Module, optimiser: AdamW, history: History) -> dict[str, Any]:
+def resume_run(
+    path: Path, student: Module, optimiser: AdamW, history: History, adapters: Module | None = None
+) -> dict[str, Any]:
     """Continue from a checkpoint; return what it says. Raises CheckpointError if it is damaged, or of another run."""
     from safetensors import SafetensorError, safe_open
 
@@ -244,8 +339,9 @@ def resume_run(path: Path, student: Module, optimiser: AdamW, history: History) 
         with safe_open(path, framework="numpy") as file:
             saved = json.loads((file.metadata() or {})["history"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no dict
-        then, steps, terms, norms = (saved[key] for key in ("settings", "steps", "terms", "gradient_norms"))
+        then, steps, terms, gradient_norms = (saved[key] for key in ("settings", "steps", "terms", "gradient_norms"))
         perplexities = [(step, value) for step, value in saved["perplexities"]]
+        term_norms = [(step, norms) for step, norms in saved["term_norms"]]
         now = json.loads(json.dumps(asdict(history.settings)))
         changed = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
         changed += [] if saved["inputs"] == history.inputs else ["another text, teacher or losses"]
@@ -257,10 +353,13 @@ def resume_run(path: Path, student: Module, optimiser: AdamW, history: History) 
         )
     try:
         student.load_state_dict(_part(arrays, "model."))
+        if adapters is not None:
+            adapters.load_state_dict(_part(arrays, "adapters."))
         optimiser.load_state_dict(_part(arrays, "optimiser."), steps)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: belongs to another model: {error}") from error
-    history.steps, history.terms, history.gradient_norms, history.perplexities = steps, terms, norms, perplexities
+    history.steps, history.terms, history.gradient_norms = steps, terms, gradient_norms
+    history.perplexities, history.term_norms = perplexities, term_norms
     return saved
 
 

@@ -17,6 +17,7 @@ from tinykron.models.bert_config import told_by_tensors as told_by_tensors
 from tinykron.models.transformer import (
     ACTIVATIONS,
     Attention,
+    Heads,
     Mlp,
     Name,
     Output,
@@ -48,10 +49,10 @@ class EncoderBlock(Module):
         self.norm_2 = LayerNorm(width, eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Array | None, return_scores: bool) -> tuple[Tensor, Tensor | None]:
-        mixed_BTD, scores_BHTT = self.attention(x_BTD, mask_BT, None, return_scores)
+    def forward(self, x_BTD: Tensor, mask_BT: Array | None, return_scores: bool) -> tuple[Tensor, Heads]:
+        mixed_BTD, heads = self.attention(x_BTD, mask_BT, None, return_scores)
         x_BTD = self.norm_1(x_BTD + self.dropout(mixed_BTD))
-        return self.norm_2(x_BTD + self.dropout(self.mlp(x_BTD))), scores_BHTT
+        return self.norm_2(x_BTD + self.dropout(self.mlp(x_BTD))), heads
 
 
 class MaskedHead(Module):
@@ -111,6 +112,7 @@ class Bert(Module):
         attention_scores: bool = False,
         exit: int | None = None,
         exits: Sequence[int] | None = None,
+        attention_heads: bool = False,
     ) -> Output:
         """Return the hidden states, what the pooler makes of the first one, and the head's logits.
 
@@ -120,6 +122,7 @@ class Bert(Module):
         attention_scores  keep each layer's scores before mask and softmax
         exit              run so many blocks only, then pooler and head; each of its blocks ends in a norm of its own
         exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
+        attention_heads   keep each layer's queries, keys and values
         Logits are (B, T, V) for "masked_lm", (B, C) for "sequence", (B, T, C) for "token", (B, T, 2) for "span": where
         an answer starts and ends; None without a head. Raises DataError for an id or a token type out of range,
         TinykronError beyond the context, for an exit that is none, and for `exits` without a head.
@@ -137,15 +140,19 @@ class Bert(Module):
             raise ShapeError(f"token types: expected shape {(batch, time)} like the ids, found {types_BT.shape}")
         x_BTD = self.embedding(ids_BT) + self.token_types(types_BT, "token type")
         x_BTD = self.dropout(self.norm(x_BTD + self.positions(np.arange(time)[None], "position")))
+        heads: list[Any] = []
         hidden, scores = [x_BTD], []
         for block in self.blocks[: depths[-1]]:
-            x_BTD, scores_BHTT = block(x_BTD, mask_BT, attention_scores)
+            x_BTD, used = block(x_BTD, mask_BT, attention_scores)
             hidden.append(x_BTD)
-            scores.append(scores_BHTT)
+            scores.append(used.scores)
+            heads.append(used._replace(scores=None) if attention_heads else None)
         read = {depth: self._read(hidden[depth]) for depth in depths}
         logits, pooled_BD = read[depths[-1]]
         served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in read.items()}
-        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served)
+        out = Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served)
+        out.attention_heads = tuple(heads) if attention_heads else None
+        return out
 
     def _read(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return what head and pooler make of what leaves a block: the logits, and (B, D)."""

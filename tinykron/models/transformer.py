@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,16 @@ class Output:
     attention_scores: tuple[Tensor, ...] | None  # L of (B, H, T, S), before mask and softmax, when asked for
     pooled: Tensor | None = None  # (B, D): what BERT's pooler makes of the first position
     exits: dict[int, Tensor] | None = None  # when asked for: the logits after so many blocks, shallow to deep
+    attention_heads: tuple[Heads, ...] | None = None  # L, without their scores, when asked for
+
+
+class Heads(NamedTuple):
+    """What one layer's attention works with."""
+
+    queries: Tensor  # (B, H, T, K), turned where positions are rotary
+    keys: Tensor  # (B, G, T, K), likewise
+    values: Tensor  # (B, G, T, K)
+    scores: Tensor | None  # (B, H, T, S), when asked for
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,8 @@ class Attention(Module):
         cache: LayerCache | None = None,
         return_scores: bool = False,
         angles: Angles | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the mixed values (B, T, D) and, when asked for, the scores (B, H, T, S).
+    ) -> tuple[Tensor, Heads]:
+        """Return the mixed values (B, T, D), and the heads with, when asked for, their scores.
 
         With `angles`, queries and keys are turned by their positions; the cache holds turned keys.
         """
@@ -152,7 +162,8 @@ class Attention(Module):
         )
         mixed_BHTK, scores_BHTS = mixed if return_scores else (mixed, None)
         mixed_BTHK = mixed_BHTK.swapaxes(1, 2) if time > 1 else mixed_BHTK
-        return self.output(mixed_BTHK.reshape(batch, time, -1)), scores_BHTS  # the heads side by side again
+        mixed_BTD = mixed_BTHK.reshape(batch, time, -1)  # the heads side by side again
+        return self.output(mixed_BTD), Heads(q_BHTK, k_BGTK, v_BGTK, scores_BHTS)
 
     def remember(self, x_BTD: Tensor, cache: LayerCache, angles: Angles | None = None) -> None:
         """Store the keys and values of T more positions without attending: for positions that left below this layer."""
@@ -213,10 +224,10 @@ class Block(Module):
         cache: LayerCache | None,
         return_scores: bool,
         angles: Angles | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        mixed_BTD, scores_BHTS = self.attention(self.norm_1(x_BTD), mask_BS, cache, return_scores, angles)
+    ) -> tuple[Tensor, Heads]:
+        mixed_BTD, heads = self.attention(self.norm_1(x_BTD), mask_BS, cache, return_scores, angles)
         x_BTD = x_BTD + self.dropout(mixed_BTD)
-        return x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD))), scores_BHTS
+        return x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD))), heads
 
     def remember(self, x_BTD: Tensor, cache: LayerCache, angles: Angles | None) -> None:
         """Store the keys and values that T more positions have here, whatever they are in the end."""
@@ -271,6 +282,7 @@ class Decoder(Module):
         attention_scores: bool = False,
         exit: int | None = None,
         exits: Sequence[int] | None = None,
+        attention_heads: bool = False,
     ) -> Output:
         """Return the logits (B, T, V) of the next token at each position, and what lies behind them.
 
@@ -282,6 +294,7 @@ class Decoder(Module):
         attention_scores  keep each layer's scores before mask and softmax
         exit              run so many blocks only, then the final norm and the head. Sorted LLaMA, section 3
         exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
+        attention_heads   keep each layer's queries, keys and values
         Raises DataError for an id outside the vocabulary, TinykronError beyond the context or for a wrong exit.
         """
         depths = check_exits(exit, exits, len(self.blocks))
@@ -293,18 +306,22 @@ class Decoder(Module):
         mask_BS = check_mask(mask_BS, (batch, past + time), self.norm.weight.device)
         positions_BT = np.arange(past, past + time)[None] if positions_BT is None else positions_BT
         x_BTD, angles = self.embed(ids_BT, positions_BT), self.angles(positions_BT)
+        heads: list[Any] = []
         hidden, scores = [x_BTD], []
         for index, block in enumerate(self.blocks[: depths[-1]]):
             layer_cache = cache.layers[index] if cache else None
-            x_BTD, scores_BHTS = block(x_BTD, mask_BS, layer_cache, attention_scores, angles)
+            x_BTD, used = block(x_BTD, mask_BS, layer_cache, attention_scores, angles)
             hidden.append(x_BTD)
-            scores.append(scores_BHTS)
+            scores.append(used.scores)
+            heads.append(used._replace(scores=None) if attention_heads else None)
         hidden[-1] = self.norm(x_BTD)
         places = slice(-1, None) if last_only else slice(None)
         inner = {depth: self.read(hidden[depth][:, places]) for depth in depths[:-1]}
         logits = self._project(hidden[-1][:, places] if last_only else hidden[-1])
         served = None if exits is None else inner | {depths[-1]: logits}
-        return Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, exits=served)
+        out = Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, exits=served)
+        out.attention_heads = tuple(heads) if attention_heads else None
+        return out
 
 
 def check_exits(exit: int | None, exits: Sequence[int] | None, blocks: int) -> tuple[int, ...]:
