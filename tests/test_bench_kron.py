@@ -10,7 +10,7 @@ import pytest
 
 from tinykron import bench_kron, cli
 from tinykron.bench import Process, Spread
-from tinykron.bench_kron import PRESETS, Case, Report, Row
+from tinykron.bench_kron import Case, Report, Row, presets
 from tinykron.errors import TinykronError
 
 # A peer that copies our results: "lycoris" takes long at first, "peft" refuses, "pyfastkron" takes a second a row
@@ -148,15 +148,19 @@ def test_the_command_line(monkeypatch, capsys, report, interrupted):
 # What is measured -----------------------------------------------------------------------------------------------------
 
 
-def test_every_preset_divides_its_matrix():
-    for dense, presets in PRESETS.items():
-        for name, (m, n) in presets.items():
-            assert dense[0] % m == 0 and dense[1] % n == 0, name
+def test_the_papers_shapes():
+    found = presets()
+    assert set(found) == {(3072, 768), (768, 768), (768, 3072), (50257, 768)}
+    assert found[768, 768] == {"KnGPT2": (384, 768), "KroneckerBERT 8x": (384, 384), "KroneckerBERT 21x": (384, 48)}
+    assert found[50257, 768]["KroneckerBERT 21x"] == (50257, 48)
+    assert found[3072, 768]["Krony-PT 92M"] == found[768, 3072]["Krony-PT 92M"][::-1] == (1024, 256)
+    for dense, papers in found.items():
+        for name, (m, n) in papers.items():
             case = Case(dense, name, (m, n), 1, 1, False)
             assert m * case.other[0] == dense[0] and n * case.other[1] == dense[1]
 
 
-@pytest.mark.parametrize("dense", PRESETS)
+@pytest.mark.parametrize("dense", presets())
 def test_balanced_shapes_have_the_fewest_parameters(dense):
     def parameters(m, n):
         return m * n + dense[0] * dense[1] // (m * n)

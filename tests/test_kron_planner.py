@@ -107,9 +107,10 @@ def test_what_a_plan_says_is_so(planned: tuple[Any, kron.KronPlan]) -> None:
         if isinstance(module, nn.Linear) and choice.parameters >= sum(choice.dense):
             assert choice.low_rank == pytest.approx(np.trace(error @ c @ error.T) / whole, rel=1e-2, abs=1e-5)
         assert ("low rank is better" in choice.reason) == (choice.kind == "low rank")
+        assert choice.bounds is not None and choice.bounds[0] <= choice.loss * (1 + 1e-6) + 1e-9
         assert choice.sensitivity is not None and choice.sensitivity > 0.0
         assert choice.microseconds.keys() == {"1", "16", "256"}
-        assert all(0.0 < time < 1e6 for pair in choice.microseconds.values() for time in pair)
+        assert all(time > 0.0 for pair in choice.microseconds.values() for time in pair)
     assert len(kinds) > 1
     assert "become" in plan.notes[0] and "duality gap" in plan.notes[1]
     assert all(line in str(plan) for line in plan.notes)
@@ -130,6 +131,16 @@ def test_a_plan_can_be_saved_edited_and_carried_out(planned: tuple[Any, kron.Kro
     plan_with_fits = kron.KronPlan(edited)
     plan_with_fits.fits = plan.fits  # a fit of another shape is not used
     assert isinstance(kron.factorise(model, plan_with_fits).get(name), nn.Linear | nn.Embedding)
+
+
+def test_a_plan_can_be_carried_out_twice(planned: tuple[Any, kron.KronPlan]) -> None:
+    """What is done to the first model does not reach the second: the fits of a plan are its own."""
+    model, plan = planned
+    first = kron.factorise(model, plan)
+    before = host(first(BATCHES[0]).logits)
+    for parameter in first.parameters():
+        parameter.data[...] = 0.0
+    assert_close(kron.factorise(model, plan)(BATCHES[0]).logits, before)
 
 
 def test_sensitivity_counts_what_reaches_the_predictions() -> None:
@@ -159,10 +170,12 @@ def test_the_other_families(family: str) -> None:
 def test_a_table_that_is_only_looked_up_costs_no_flops() -> None:
     model = Llama(LlamaConfig(13, 16, 24, 2, 4, 2, tie_word_embeddings=False), np.random.default_rng(0)).eval()
     plan = kron.plan(model, flops=0.5)
-    assert plan["embedding"].is_dense and not plan["embedding"].microseconds
-    assert sum(choice.flops for name, choice in plan.items() if name != "embedding") <= sum(
-        choice.parameters_before for name, choice in plan.items() if name != "embedding"
-    )
+    assert plan["embedding"].is_dense and plan["embedding"].lookup and not plan["embedding"].microseconds
+    assert plan.flops == sum(choice.flops for name, choice in plan.items() if name != "embedding")
+    assert plan.flops_before == sum(2 * c.parameters_before for name, c in plan.items() if name != "embedding")
+    assert 0.4 * plan.flops_before < plan.flops <= 0.5 * plan.flops_before
+    again = kron.KronPlan.from_json(plan.to_json())
+    assert (again.flops, again.flops_before) == (plan.flops, plan.flops_before)
 
 
 def test_divergence() -> None:

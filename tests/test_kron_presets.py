@@ -167,7 +167,9 @@ def test_presets_say_what_a_model_lacks(name: str) -> None:
     class Empty(nn.Module):
         pass
 
-    with pytest.raises(TinykronError, match=f"{name.replace('-', '_')}_plan: the model has no dense matrix"):
+    with pytest.raises(
+        TinykronError, match=f"{name.rsplit('-', 1)[0].replace('-', '_')}_plan: the model has no dense matrix"
+    ):
         kron.PRESETS[name](Empty())
     with pytest.raises(TinykronError, match="found size '1M', expected one of 67M, 74M"):
         kron.krony_pt_plan(Empty(), "1M")

@@ -365,3 +365,24 @@ def test_a_parameter_is_a_leaf_that_wants_a_gradient(device):
     assert (parameter.device, parameter.dtype, parameter.requires_grad) == (device, np.float32, True)
     (parameter * 3.0).sum().backward()
     assert_close(parameter.grad, np.full(2, 3.0, np.float32))
+
+
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sharing_copy_has_modules_of_its_own_and_all_else_in_common():
+    model = Small()
+    model.again = model.blocks[0]  # one module in two places
+    copy = nn.sharing_copy(model)
+    assert all(mine is theirs for mine, theirs in zip(copy.parameters(), model.parameters(), strict=True))
+    assert copy.again is copy.blocks[0] is not model.blocks[0] and copy.blocks is not model.blocks
+    copy.eval().blocks[0] = Dropout(0.1)
+    assert isinstance(model.blocks[0], Linear) and model.training and model.blocks[1].training
+
+
+def test_a_sharing_copy_puts_replacements_in_every_place():
+    model, new = Small(), Linear(WIDTH, WIDTH)
+    model.again = model.blocks[0]
+    copy = nn.sharing_copy(model, {model.blocks[0]: new})
+    assert copy.again is copy.blocks[0] is new and model.blocks[0] is not new
+    assert copy.blocks[2].weight is model.blocks[2].weight

@@ -27,9 +27,9 @@ kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators k
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
 models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint distances losses distill teacher_cache exits
+safetensors_file tokenizer hub checkpoint data distances losses distill teacher_cache exits
 sampling continuation partial speculate bitexact generate
-optim data masking evaluate wikitext train pretrain metrics features glue squad_score squad standins tasks task_train
+optim masking evaluate wikitext train pretrain metrics features glue squad_score squad standins tasks task_train
 finetune info compress report recipes reproduce bench bench_kron
 cli_tasks cli __init__ __main__
 """.split()

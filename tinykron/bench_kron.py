@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import product as every
 from math import exp, log
@@ -26,33 +27,22 @@ from tinykron.bench import Process, Spread, at_least_one, describe_machine, runn
 from tinykron.data import shipped_folder
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import Shape, divisors
+from tinykron.kron.plan import KronPlan
+from tinykron.kron.presets import ATTENTION, kngpt2_plan, kroneckerbert8_plan, kroneckerbert21_plan, krony_pt_plan
 from tinykron.progress import Progress
 
-# (M, N) of A that the papers give a weight (out, in); what is left of it is B. KroneckerBERT Table 1, KnGPT2, Krony-PT
-PRESETS: dict[Shape, dict[str, Shape]] = {
-    (3072, 768): {
-        "KnGPT2": (1536, 768),
-        "KroneckerBERT 8x": (8, 2),
-        "KroneckerBERT 21x": (16, 2),
-        "KroneckerBERT 5x": (384, 384),
-        "Krony-PT 92M": (1024, 256),
-        "Krony-PT 96M": (3072, 384),
-    },
-    (768, 768): {"KnGPT2": (384, 768), "KroneckerBERT 8x": (384, 384), "KroneckerBERT 21x": (384, 48)},
-    (768, 3072): {
-        "KnGPT2": (768, 1536),
-        "KroneckerBERT 8x": (2, 8),
-        "KroneckerBERT 21x": (2, 16),
-        "KroneckerBERT 5x": (384, 384),
-        "Krony-PT 92M": (256, 1024),
-        "Krony-PT 96M": (384, 3072),
-    },
-    (50257, 768): {
-        "KnGPT2": (50257, 384),
-        "KroneckerBERT 8x": (50257, 96),
-        "KroneckerBERT 21x": (50257, 48),
-        "KroneckerBERT 5x": (50257, 64),
-    },
+MATRICES = {  # of GPT-2 small and BERT-base, (out, in), by the names that plans use; KnGPT2 takes every second block
+    "embedding": (50257, 768),
+    **{f"blocks.{i}.{part}": (768, 768) for i in (0, 1) for part in ATTENTION},
+    **{f"blocks.{i}.mlp.up": (3072, 768) for i in (0, 1)},
+    **{f"blocks.{i}.mlp.down": (768, 3072) for i in (0, 1)},
+}
+PAPERS: dict[str, Callable[..., KronPlan]] = {
+    "KnGPT2": kngpt2_plan,
+    "KroneckerBERT 8x": kroneckerbert8_plan,
+    "KroneckerBERT 21x": kroneckerbert21_plan,
+    "Krony-PT 92M": partial(krony_pt_plan, size="92M"),
+    "Krony-PT 96M": partial(krony_pt_plan, size="96M"),
 }
 BALANCED = 5  # further shapes of each matrix, with the fewest parameters
 TERMS, ROWS = (1, 4, 16), (1, 16, 128, 1024)
@@ -143,11 +133,20 @@ def balanced(dense: Shape, count: int = BALANCED) -> list[Shape]:
     ]
 
 
+def presets() -> dict[Shape, dict[str, Shape]]:
+    """Return, for each of the four matrices (out, in), A (M, N) of each paper that factorises it."""
+    found: dict[Shape, dict[str, Shape]] = {dense: {} for dense in sorted(set(MATRICES.values()))}
+    for name, plan in PAPERS.items():
+        for choice in plan(MATRICES).values():
+            found[choice.dense][name] = choice.shape
+    return found
+
+
 def cases(full: bool) -> list[Case]:
     """Return every matrix, shape, number of terms and of rows, forward and with backward; or a few of them."""
     found = []
-    for dense, presets in PRESETS.items():
-        shapes = presets | {f"balanced {i + 1}": shape for i, shape in enumerate(balanced(dense))}
+    for dense, papers in presets().items():
+        shapes = papers | {f"balanced {i + 1}": shape for i, shape in enumerate(balanced(dense))}
         for (name, shape), terms, rows, backward in every(shapes.items(), TERMS, ROWS, (False, True)):
             found.append(Case(dense, name, shape, terms, rows, backward))
     if full:

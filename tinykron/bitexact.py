@@ -10,7 +10,6 @@ Letters: B batch, T query time, S key time, H heads, G key heads, M heads of a g
 
 from __future__ import annotations
 
-import copy
 from math import sqrt
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from tinykron.backend import Array, to_device, to_host
 from tinykron.errors import TinykronError
 from tinykron.fused import _softmax_rows
 from tinykron.models.transformer import Decoder
-from tinykron.nn import Module
+from tinykron.nn import Module, sharing_copy
 from tinykron.sampling import whole
 from tinykron.tensor import Function, Tensor, no_grad
 
@@ -41,8 +40,7 @@ def bit_exact(model: AnyDecoder, rows: int = 8) -> AnyDecoder:
     whole("rows", rows, 1)
     if not isinstance(model, Decoder):
         raise TinykronError(f"bit_exact: a {type(model).__name__} is no causal language model")
-    shared = {id(kept): kept for kept in (*model.parameters(), model.tokenizer)}
-    made = copy.deepcopy(model, shared)
+    made = sharing_copy(model)
     width = made.embed(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)).shape[-1]
     for number, block in enumerate(made.blocks):
         attention = block.attention

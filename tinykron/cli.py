@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     for budget, what in (("params", "parameters"), ("bytes", "bytes"), ("flops", "matrices' FLOPs a token")):
         text = f"share of the {what} up to 1, or their number"
         compress.add_argument(f"--{budget}", type=float, metavar="N", help=text)
-    presets = "kngpt2, kroneckerbert8, kroneckerbert21, krony-pt"
+    presets = "kngpt2, kroneckerbert8, kroneckerbert21, krony-pt-92m (67m to 96m)"
     compress.add_argument("--preset", metavar="NAME", help=f"a paper's shapes: {presets}")
     compress.add_argument("--plan", metavar="FILE", help="a plan.json of an earlier run, edited or not")
     compress.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from tinykron import checkpoint, data, kron
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.kron.budget import amount
 from tinykron.kron.calibration import trace
 from tinykron.masking import Masking
 
@@ -67,8 +69,6 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as plain values, for JSON."""
-        import json
-
         plan = json.loads(self.plan.to_json())
         sides = {"before": asdict(self.before), "after": asdict(self.after)}
         return {"folder": self.folder, **sides, "merged": self.merged, "promises": self.promises, "plan": plan} | {
@@ -210,9 +210,9 @@ def dry_run(
     else:
         limits = []
         if budget.params is not None:
-            limits.append(budget.params * total if budget.params <= 1 else budget.params)
+            limits.append(amount(budget.params, total))
         if budget.bytes is not None:
-            limits.append(budget.bytes * total if budget.bytes <= 1 else budget.bytes / size)
+            limits.append(amount(budget.bytes, total * size) / size)
         if limits:
             most = int(min(limits))
             lines.append(f"at most {most:,} parameters ({most / total:.1%}), about {most * size:,} bytes of {dtype}")
@@ -239,15 +239,11 @@ def _promises(budget: Budget, outcome: Outcome, value_bytes: int) -> dict[str, b
     """Return, for each budget, whether what was saved keeps it: counted on the files, not taken from the plan."""
     kept = {}
     if budget.params is not None:
-        limit = budget.params * outcome.before.parameters if budget.params <= 1 else budget.params
-        kept["params"] = outcome.after.parameters <= limit
+        kept["params"] = outcome.after.parameters <= amount(budget.params, outcome.before.parameters)
     if budget.bytes is not None:
-        limit = budget.bytes * outcome.before.parameters * value_bytes if budget.bytes <= 1 else budget.bytes
-        kept["bytes"] = outcome.after.bytes <= limit
+        kept["bytes"] = outcome.after.bytes <= amount(budget.bytes, outcome.before.parameters * value_bytes)
     if budget.flops is not None:
-        dense = sum(2 * choice.parameters_before for choice in outcome.plan.values())
-        limit = budget.flops * dense if budget.flops <= 1 else budget.flops
-        kept["flops"] = sum(choice.flops for choice in outcome.plan.values()) <= limit
+        kept["flops"] = outcome.plan.flops <= amount(budget.flops, outcome.plan.flops_before)
     return kept
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import exp, inf, log
 from pathlib import Path
@@ -16,6 +16,7 @@ from tinykron import data
 from tinykron.errors import DataError, TinykronError
 from tinykron.fused import cross_entropy
 from tinykron.masking import Masking
+from tinykron.nn import evaluating
 from tinykron.progress import Progress
 from tinykron.tensor import no_grad
 
@@ -72,7 +73,11 @@ def _total_nats(
     inputs_WT, targets_WT = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     batch = batch or max(1, LOGITS_AT_ONCE // context)
     nats, count = 0.0, 0
-    with _reading(model), Progress(title, len(inputs_WT), "windows") if title else nullcontext() as progress:
+    with (
+        no_grad(),
+        evaluating(model),
+        Progress(title, len(inputs_WT), "windows") if title else nullcontext() as progress,
+    ):
         for start in range(0, len(inputs_WT), batch):
             targets_BT = targets_WT[start : start + batch]
             counted = int((targets_BT != data.IGNORED).sum())
@@ -92,7 +97,7 @@ def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Mas
     ids_WT = masking.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
     inputs_WT, targets_WT = masking.hide(ids_WT, np.random.default_rng(0))
     nats, count = 0.0, 0
-    with _reading(model):
+    with no_grad(), evaluating(model):
         for start in range(0, len(ids_WT), batch):
             targets_BT = targets_WT[start : start + batch]
             counted = int((targets_BT != data.IGNORED).sum())
@@ -117,7 +122,7 @@ def pseudo_nats(
     """
     windows, places = _to_hide(streams, masking, context - 2, limit)
     nats, count = 0.0, sum(map(len, places))
-    with _reading(model), Progress(title, count, "tokens") if title else nullcontext() as progress:
+    with no_grad(), evaluating(model), Progress(title, count, "tokens") if title else nullcontext() as progress:
         for window_T, places_C in zip(windows, places, strict=True):
             framed_1T = masking.frame(window_T[None])
             step = max(1, LOGITS_AT_ONCE // framed_1T.shape[1])
@@ -218,18 +223,6 @@ def _streams(tokenizer: Any, source: str | Path | None, special: bool) -> tuple[
         if len(stream) < (2 if special else 1):
             raise DataError(f"{source}: {name} is too short to predict a token of it")
     return streams, sum(len(text.encode()) for _, text in files), str(source)
-
-
-@contextmanager
-def _reading(model: Any) -> Iterator[None]:
-    """Run a block without a tape and without dropout."""
-    training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def render(found: Evaluation) -> str:

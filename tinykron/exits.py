@@ -14,12 +14,11 @@ import numpy as np
 
 from tinykron import fused
 from tinykron.backend import to_host
+from tinykron.data import IGNORED
 from tinykron.distill import total
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.nn import evaluating
 from tinykron.tensor import Tensor, no_grad
-
-IGNORED = -100  # the target that does not count, as in cross-entropy
 
 Batch = Sequence[Any]  # inputs, targets, and what else the model's forward takes: a mask, token types
 Candidate = TypeVar("Candidate")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinykron.errors import TinykronError
-from tinykron.nn import Module
+from tinykron.nn import Module, evaluating
 from tinykron.progress import Progress
 from tinykron.tensor import Tensor, no_grad
 
@@ -78,9 +78,8 @@ def predict(model: Module, features: Sequence[Features], batch: int = 32, title:
         raise TinykronError("predict: expected examples, found none")
     order = sorted(range(len(features)), key=lambda index: len(features[index].ids))
     found: dict[int, np.ndarray] = {}
-    training = model.training
-    model.eval()
-    with no_grad(), Progress(title, len(order), "examples") if title else nullcontext() as progress:
+    progress_bar = Progress(title, len(order), "examples") if title else nullcontext()
+    with no_grad(), evaluating(model), progress_bar as progress:
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             logits = logits_of(model, collate([features[index] for index in rows])).numpy()
@@ -88,5 +87,4 @@ def predict(model: Module, features: Sequence[Features], batch: int = 32, title:
                 found[index] = row if row.ndim == 1 else row[: len(features[index].ids)]
             if progress:
                 progress.advance(len(rows))
-    model.train(training)
     return [found[index] for index in range(len(order))]

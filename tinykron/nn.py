@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from tinykron.errors import CheckpointError, TinykronError
 from tinykron.tensor import Tensor
 
 INITIAL_STD = 0.02  # GPT-2's and BERT's
+
+AnyModule = TypeVar("AnyModule", bound="Module")
 
 
 class Parameter(Tensor):
@@ -162,6 +165,26 @@ def evaluating(model: Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def sharing_copy(model: AnyModule, replacements: Mapping[Module, Module] | None = None) -> AnyModule:
+    """Return a copy of a tree of modules that shares everything but the tree: parameters, settings, tokenizer.
+
+    replacements  modules that take the place of others, wherever these occur
+    """
+    made: dict[Any, Any] = dict(replacements or {})
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, list):
+            return [copied(item) for item in value]
+        if not isinstance(value, Module):
+            return value
+        if value not in made:
+            made[value] = copy.copy(value)
+            vars(made[value]).update({name: copied(item) for name, item in vars(value).items()})
+        return made[value]
+
+    return copied(model)
 
 
 def mismatch(missing: list[str], unexpected: list[str], wrong_shapes: list[str]) -> str:

@@ -18,6 +18,11 @@ HALVINGS = 60  # of the interval that a price lies in
 STATES = 20_000  # partial choices that the finish keeps; more are cut, the most promising staying
 
 
+def amount(budget: float, whole: float) -> float:
+    """Return a budget as a number: up to 1 it is a share of the whole, above it is one already."""
+    return budget * whole if budget <= 1 else budget
+
+
 @dataclass(frozen=True)
 class Options:
     """What one matrix can become: K options."""

@@ -5,7 +5,6 @@ One pass, in float64. The model itself is not touched: a copy that shares its pa
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 
 from tinykron.backend import Array, to_host, xp_of
 from tinykron.errors import DataError, TinykronError
-from tinykron.nn import Embedding, Linear, Module
+from tinykron.nn import Embedding, Linear, Module, sharing_copy
 from tinykron.progress import Progress
 from tinykron.tensor import Tensor, no_grad
 
@@ -170,8 +169,8 @@ class Watched(Module):
 
 def _watched(model: Module, note: Callable[[str, Any], None], names: set[str] | None) -> Module:
     """Return a copy of the model that shares its parameters, with a watch around the named matrices."""
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    watches: dict[Module, Module] = {}
     for name, module in model.modules():
-        if isinstance(module, Linear | Embedding) and (names is None or name in names) and id(module) not in memo:
-            memo[id(module)] = Watched(module, partial(note, name))
-    return copy.deepcopy(model, memo).eval()
+        if isinstance(module, Linear | Embedding) and (names is None or name in names) and module not in watches:
+            watches[module] = Watched(module, partial(note, name))
+    return sharing_copy(model, watches).eval()

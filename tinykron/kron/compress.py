@@ -6,8 +6,8 @@ Nothing here knows a particular model: a plan names modules by their dotted name
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
 
 from tinykron.backend import Array, to_device
 from tinykron.errors import TinykronError
@@ -17,9 +17,7 @@ from tinykron.kron.fit import SWEEPS, nearest
 from tinykron.kron.linear import KronEmbedding, KronLinear, KronModule
 from tinykron.kron.metric import Metric
 from tinykron.kron.plan import Choice, KronPlan
-from tinykron.nn import Embedding, Linear, Module, Parameter, Unset
-
-AnyModule = TypeVar("AnyModule", bound=Module)
+from tinykron.nn import AnyModule, Embedding, Linear, Module, Parameter, Unset
 
 
 def dense_shapes(model: Module) -> dict[str, Shape]:
@@ -50,6 +48,8 @@ def factorise(
             continue
         if fit is None or (fit.shape, fit.a.shape) != (choice.dense, (choice.terms, *choice.shape)):
             fit = fit_of(module, name, choice, calibration, sweeps)
+        else:
+            fit = dataclasses.replace(fit, a=fit.a.copy(), b=fit.b.copy())  # the plan may be carried out again
         kind = KronLinear if isinstance(module, Linear) else KronEmbedding
         replacements[module] = kind.from_dense(module, fit)  # type: ignore[arg-type]
     return _copy_with(model, replacements)

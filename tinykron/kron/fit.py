@@ -71,13 +71,13 @@ def nearest(
     return _finished(search.two_sided(w.astype(np.float64), a_shape, b_shape, terms, covariance, output), w.dtype)
 
 
-def check_matrix(w: Array, name: str = "w") -> None:
+def check_matrix(w: Array) -> None:
     """Raise DtypeError unless w holds real floats, TinykronError if one is NaN or infinite."""
     if w.dtype.kind != "f":
         raise DtypeError(f"nearest: expected a matrix of real floats, found {w.dtype}")
     bad = w.size - int(xp_of(w).isfinite(w).sum())
     if bad:
-        raise TinykronError(f"nearest: {bad} of the {w.size} values of {name} are NaN or infinite")
+        raise TinykronError(f"nearest: {bad} of the {w.size} values of w are NaN or infinite")
 
 
 def compact(w: Array, output: Metric) -> tuple[Array, Array]:

@@ -27,8 +27,10 @@ class Choice:
     energy: float | None = None  # share of the matrix's norm that the fit kept, in the metric of the fit
     loss: float | None = None  # |E X|^2 / |W X|^2 on the calibration text; without one, |E|^2 / |W|^2
     low_rank: float | None = None  # the same for the best low rank of as many parameters
+    bounds: list[float] | None = None  # between which the least loss lies that as many terms can have: a certificate
     sensitivity: float | None = None  # by which the planner weighed the loss
     microseconds: dict[str, list[float]] = field(default_factory=dict)  # measured, by tokens: [factors, dense]
+    lookup: bool = False  # whether this is a table of which rows are looked up, and nothing is multiplied with
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -66,7 +68,9 @@ class Choice:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions for one vector, in the cheaper order. KroneckerBERT eq. 7."""
+        """Multiplications and additions for one vector, in the cheaper order; 0 of a lookup. KroneckerBERT eq. 7."""
+        if self.lookup:
+            return 0
         if self.is_dense:
             return 2 * self.parameters_before
         return 2 * self.terms * multiplications_of(self.shape, self.other)
@@ -96,6 +100,16 @@ class KronPlan(dict[str, Choice]):
         """Of all matrices of the plan, as it says."""
         return sum(choice.parameters for choice in self.values())
 
+    @property
+    def flops(self) -> int:
+        """Of one token's products with all matrices of the plan, as it says."""
+        return sum(choice.flops for choice in self.values())
+
+    @property
+    def flops_before(self) -> int:
+        """Of the same with the dense matrices."""
+        return sum(2 * choice.parameters_before for choice in self.values() if not choice.lookup)
+
     def total(self, dense: int) -> int:
         """Return the number of parameters of a whole model that has `dense` of them before the plan is carried out."""
         return dense - sum(choice.parameters_before for choice in self.values()) + self.parameters
@@ -106,7 +120,9 @@ class KronPlan(dict[str, Choice]):
         Edit "shape" and "terms"; parameters, bytes and FLOPs are there to be read, and follow from these.
         """
         entries = {
-            name: {key: value for key, value in vars(choice).items() if value not in (None, {}, "")}
+            name: {
+                key: value for key, value in vars(choice).items() if value not in (None, {}, "") and value is not False
+            }
             | {"parameters": choice.parameters, "bytes": choice.parameters * self.value_bytes, "flops": choice.flops}
             for name, choice in self.items()
         }
@@ -130,7 +146,7 @@ class KronPlan(dict[str, Choice]):
         total = {"matrix": "together", "parameters": f"{before:,}", "after": f"{self.parameters:,}"}
         total["bytes"] = f"{self.parameters * self.value_bytes:,}"
         if "MFLOPs" in shown:
-            total["MFLOPs"] = f"{sum(choice.flops for choice in self.values()) / 1e6:.2f}"
+            total["MFLOPs"] = f"{self.flops / 1e6:.2f}"
         rows = [shown, *([cells.get(head, "") for head in shown] for cells in [*columns, total])]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(_cells(row, widths)).rstrip() for row in rows]
@@ -150,6 +166,7 @@ HEADS = (
     "energy",
     "Gaussian",
     "loss",
+    "at best",
     "low rank",
     "us at 1/16/256 (dense)",
     "why",
@@ -170,6 +187,8 @@ def _columns(name: str, choice: Choice, value_bytes: int) -> dict[str, str]:
         cells["Gaussian"] = f"{gaussian_energy(choice.dense, choice.shape, choice.terms):.3f}"
     for head, value in (("energy", choice.energy), ("loss", choice.loss), ("low rank", choice.low_rank)):
         cells[head] = "" if value is None else f"{value:.3f}"
+    if choice.bounds is not None:
+        cells["at best"] = f"{choice.bounds[0]:.3f}"
     if choice.microseconds:
         ours, dense = ["/".join(f"{times[side]:.0f}" for times in choice.microseconds.values()) for side in (0, 1)]
         cells["us at 1/16/256 (dense)"] = f"{ours} ({dense})"
@@ -204,8 +223,11 @@ def _choice(name: str, entry: object) -> Choice:
     for key in ("energy", "loss", "low_rank", "sensitivity"):
         if entry.get(key) is not None and type(entry[key]) not in (int, float):
             raise CheckpointError(f"Kronecker plan, {name}: {key} is a number or null, found {entry[key]!r}")
-    if not isinstance(entry.get("reason", ""), str) or not _are_times(entry.get("microseconds", {})):
-        raise CheckpointError(f"Kronecker plan, {name}: reason is a text, microseconds pairs of numbers: {entry}")
+    bounds = {"bounds": entry["bounds"]} if entry.get("bounds") is not None else {}
+    if not _are_pairs(entry.get("microseconds", {})) or not _are_pairs(bounds):
+        raise CheckpointError(f"Kronecker plan, {name}: bounds and microseconds are pairs of numbers: {entry}")
+    if not isinstance(entry.get("reason", ""), str) or not isinstance(entry.get("lookup", False), bool):
+        raise CheckpointError(f"Kronecker plan, {name}: reason is a text, lookup true or false: {entry}")
     entry = {key: value for key, value in entry.items() if key not in DERIVED}
     try:
         return Choice(**entry | {"dense": (dense[0], dense[1]), "shape": (shape[0], shape[1])})
@@ -217,7 +239,7 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
 
 
-def _are_times(value: object) -> bool:
+def _are_pairs(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(pair, list) and len(pair) == 2 and all(type(number) in (int, float) for number in pair)
         for pair in value.values()

@@ -7,7 +7,6 @@ is replaced. The budget is then spent where it counts, and the plan says how far
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 from tinykron.backend import get, to_host
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import KronSum
-from tinykron.kron.budget import Allocation, BudgetError, Options, allocate
+from tinykron.kron.budget import Allocation, BudgetError, Options, allocate, amount
 from tinykron.kron.calibration import Calibration, calibrate, trace
 from tinykron.kron.candidates import Candidates, candidates
 from tinykron.kron.compress import fit_of, problem
@@ -26,7 +25,7 @@ from tinykron.kron.controls import rank_of
 from tinykron.kron.linear import KronEmbedding, KronLinear
 from tinykron.kron.plan import Choice, KronPlan
 from tinykron.kron.product import apply
-from tinykron.nn import Embedding, Linear, Module
+from tinykron.nn import Embedding, Linear, Module, sharing_copy
 from tinykron.progress import Progress
 from tinykron.tensor import no_grad
 
@@ -82,12 +81,12 @@ def plan(
     with Progress("fitting", len(matrices), "matrices") as progress:
         for (name, module), number in zip(matrices.items(), outcome.chosen, strict=True):
             choice, fit = _settled(module, name, found[name], number, calibration)
-            result[name] = replace(choice, sensitivity=sensitivities[name])
+            result[name] = replace(choice, sensitivity=sensitivities[name], lookup=name in lookups)
             if fit is not None:
                 result.fits[name] = fit
             progress.advance(1, name)
     result.notes, result.value_bytes = budgets.notes(result, outcome), value_bytes
-    return measured(result, next(iter(matrices.values())).weight.device, lookups)
+    return measured(result, next(iter(matrices.values())).weight.device)
 
 
 def _matrices(model: Module, names: Iterable[str] | None) -> dict[str, Linear | Embedding]:
@@ -142,17 +141,12 @@ def _sensitivities(
             if not choice.is_dense:
                 fit = fit_of(module, name, choice, calibration, sweeps=0)
                 kind = KronLinear if isinstance(module, Linear) else KronEmbedding
-                changed = _with(model, module, kind.from_dense(module, fit))  # type: ignore[arg-type]
+                new = kind.from_dense(module, fit)  # type: ignore[arg-type]
+                changed = sharing_copy(model, {module: new}).eval()
                 loss = max((fit.error or 0.0) ** 2, 1e-6)
                 result[name] = max(LEAST, divergence(reference, _predictions(changed, ids)) / loss)
             progress.advance(1, name)
     return result
-
-
-def _with(model: Any, module: Module, new: Module) -> Any:
-    """Return a copy of the model that shares its parameters, with one module replaced."""
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, memo | {id(module): new}).eval()
 
 
 def _predictions(model: Any, ids: np.ndarray) -> np.ndarray:
@@ -206,21 +200,19 @@ class _Budgets:
         self.limits: list[float] = []
         allowed = []
         if params is not None:
-            allowed.append((params * total if params <= 1 else params, "params"))
+            allowed.append((amount(params, total), "params"))
         if bytes is not None:
             tensors = len(model.parameters()) + len(found)  # a matrix becomes two
-            size = bytes * total * value_bytes if bytes <= 1 else bytes
-            allowed.append(((size - HEADER * tensors) / value_bytes, "bytes"))
+            allowed.append(((amount(bytes, total * value_bytes) - HEADER * tensors) / value_bytes, "bytes"))
         if allowed:
             limit, name = min(allowed)
             self.wanted.append(name)
             self.limits.append(limit - self.left)
         if flops is not None:
             self.wanted.append("flops")
-            self.limits.append(flops * self.dense_flops if flops <= 1 else flops)
-        self.share = min(
-            1.0, max(0.0, self.limits[0] / (self.dense if self.wanted[0] != "flops" else self.dense_flops))
-        )
+            self.limits.append(amount(flops, self.dense_flops))
+        whole = self.dense_flops if self.wanted[0] == "flops" else self.dense
+        self.share = min(1.0, max(0.0, self.limits[0] / whole)) if whole else 1.0
 
     def options(self, found: dict[str, Candidates], sensitivities: dict[str, float]) -> list[Options]:
         result = []
@@ -249,10 +241,10 @@ class _Budgets:
 
     def notes(self, result: KronPlan, outcome: Allocation) -> list[str]:
         total, after = self.left + self.dense, self.left + result.parameters
-        flops = sum(choice.flops for name, choice in result.items() if name not in self.lookups)
+        share = result.flops / result.flops_before if result.flops_before else 1.0
         lines = [
-            f"{total:,} parameters become {after:,} ({after / total:.1%}); the matrices' {self.dense_flops / 1e6:,.2f} "
-            f"MFLOPs a token become {flops / 1e6:,.2f} ({flops / self.dense_flops:.1%})"
+            f"{total:,} parameters become {after:,} ({after / total:.1%}); the matrices' "
+            f"{result.flops_before / 1e6:,.2f} MFLOPs a token become {result.flops / 1e6:,.2f} ({share:.1%})"
         ]
         found = f"predicted loss {outcome.loss:.4g}"
         if outcome.exact:
@@ -279,7 +271,7 @@ def _settled(
     choice = _choice(options, number)
     if choice.is_dense:
         return replace(choice, loss=0.0, energy=1.0, reason="leave dense: its parameters count more than others'"), None
-    fit = fit_of(module, name, choice, calibration)
+    fit = fit_of(module, name, choice, calibration, certify=True)
     low_rank = options.low_rank_loss(choice.parameters)
     reason = f"Kronecker: low rank of this size would lose {low_rank:.3f}"
     loss = (fit.error or 0.0) ** 2
@@ -288,27 +280,24 @@ def _settled(
             rank = rank_of(choice.parameters, choice.dense)
             reason = f"low rank is better here: a Kronecker sum would lose {loss:.3f}"
             choice = Choice(options.dense, (options.dense[0], 1), rank)
-            fit = fit_of(module, name, choice, calibration)
+            fit = fit_of(module, name, choice, calibration, certify=True)
             loss = (fit.error or 0.0) ** 2
         else:
             smaller = (options.shapes[:, 1] > 1) & (options.parameters <= choice.parameters)
             rest = float(options.loss[smaller].min()) if smaller.any() else 1.0
-            reason = "low rank is better here" + (
-                f": a Kronecker sum would lose about {rest:.3f}" if rest < 1.0 else ""
-            )
-    return replace(choice, energy=fit.energy, loss=loss, low_rank=low_rank, reason=reason), fit
+            other = f": a Kronecker sum would lose about {rest:.3f}" if rest < 1.0 else ""
+            reason = f"low rank is better here{other}"
+    bounds = None if fit.bounds is None else [bound**2 for bound in fit.bounds]
+    return replace(choice, energy=fit.energy, loss=loss, bounds=bounds, low_rank=low_rank, reason=reason), fit
 
 
-def measured(plan: KronPlan, device: str, lookups: Iterable[str] = ()) -> KronPlan:
-    """Return the plan with the microseconds that each product takes here, by tokens: [factors, dense matrix].
-
-    lookups  names of tables that nothing is multiplied with, and that are left out
-    """
+def measured(plan: KronPlan, device: str) -> KronPlan:
+    """Return the plan with the microseconds that each product takes here, by tokens: [factors, dense matrix]."""
     known: dict[Any, dict[str, list[float]]] = {}
     result = KronPlan(plan)
     result.fits, result.notes, result.value_bytes = plan.fits, plan.notes, plan.value_bytes
     for name, choice in plan.items():
-        if choice.is_dense or name in lookups:
+        if choice.is_dense or choice.lookup:
             continue
         key = choice.dense, choice.shape, choice.terms
         if key not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.kron.algebra import Shape
@@ -113,11 +114,11 @@ def krony_pt_plan(model: Module | Mapping[str, Shape], size: str = "92M") -> Kro
     return KronPlan((name, Choice(shapes[name], (m, n) if name.endswith("up") else (n, m), terms)) for name in names)
 
 
-PRESETS: dict[str, Callable[[Module | Mapping[str, Shape]], KronPlan]] = {
+PRESETS: dict[str, Callable[[Module | Mapping[str, Shape]], KronPlan]] = {  # by the names that `--preset` takes
     "kngpt2": kngpt2_plan,
     "kroneckerbert8": kroneckerbert8_plan,
     "kroneckerbert21": kroneckerbert21_plan,
-    "krony-pt": krony_pt_plan,
+    **{f"krony-pt-{size.lower()}": partial(krony_pt_plan, size=size) for size in KRONY_PT},
 }
 
 
