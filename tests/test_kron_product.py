@@ -130,6 +130,7 @@ def test_gradients_in_every_order(device: str, pair: KronPair, data: Any, order:
 # (M, N, P, Q): P and Q below and above FEW, in both layouts whatever the order
 LAYOUTS = [(5, 3, 12, 9), (3, 5, 9, 12), (5, 4, 2, 12), (4, 5, 12, 2), (3, 2, 4, 3), (2, 3, 20, 30), (6, 4, 1, 1)]
 LAYOUTS += [(5, 12, 9, 2), (12, 5, 2, 9)]  # with a row of several terms: many columns, one after the other
+LAYOUTS += [(7, 1, 1, 6), (1, 7, 6, 1), (5, 4, 1, 6), (4, 5, 6, 1)]  # low rank, and other sums whose Z is flat
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 50])
@@ -152,7 +153,9 @@ def test_both_layouts_are_tested() -> None:
     pairs = [(np.ones((3, m, n)), np.ones((3, p, q))) for m, n, p, q in LAYOUTS]
     layouts = [product.layout(order, a, b, 50) for a, b in pairs for order in ("a_first", "b_first")]
     assert {type(pair) for pair in layouts} == {product.ByRows, product.ByColumns}
-    assert min(BLOCK_ELEMENTS // pair.block for pair in layouts if type(pair) is product.ByRows) * 50 > 200
+    by_rows = [pair for pair in layouts if isinstance(pair, product.ByRows)]
+    assert {pair.flat for pair in by_rows} == {True, False}
+    assert all(BLOCK_ELEMENTS // pair.block * 50 > 200 for pair in by_rows if not pair.flat)
 
 
 def test_what_is_kept_is_no_wider_than_x_and_y_together(device: str) -> None:
@@ -220,6 +223,17 @@ def peak_of(plan: str, backward: bool) -> int:
 @pytest.mark.parametrize("plan", ["factors", "a_first", "b_first"])
 def test_the_dense_matrix_is_never_held(plan: str, backward: bool) -> None:
     assert peak_of(plan, backward) < 2048 * 2048 * 8 / 8
+
+
+@pytest.mark.parametrize("sizes", [(4096, 1, 1, 64), (1, 64, 64, 1), (512, 1, 1, 2048)])  # M, N, P, Q
+def test_low_rank_adds_its_terms_up_within_a_product(sizes: Any) -> None:
+    m, n, p, q = sizes
+    a, b, x = np.ones((32, m, n)), np.ones((32, p, q)), np.ones((256, n * q))
+    tracemalloc.start()
+    kron.apply(a, b, x, "factors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 8 * (256 * (m * p + 32) + a.size + b.size)  # not one result a term
 
 
 @pytest.mark.parametrize(("backward", "matrices"), [(False, 1), (True, 2)])

@@ -61,7 +61,13 @@ def choose(a: Sizes, b: Sizes, rows: int, passes: Passes = "forward", device: st
 
 def by_columns(terms: int, n: int, p: int, rows: int) -> bool:
     """Whether the layout ByColumns is the better one for B (P, Q) and A (M, N): few columns, or few rows of terms."""
-    return p <= FEW or (terms > 1 and rows * p < n)
+    few_rows = terms > 1 and rows * p < n
+    return few_rows if is_flat(terms, p) else p <= FEW or few_rows
+
+
+def is_flat(terms: int, p: int) -> bool:
+    """Whether Z of several terms has one column: adding the terms up is then a part of one product, as in low rank."""
+    return p == 1 and terms > 1
 
 
 def keeps(terms: int, a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -123,6 +129,11 @@ class CostModel:
             from_x, to_x = self.product(terms * p, q, rows * n), self.product(rows * n, terms * p, q)
             grad_a, grad_b = self.product(m, p * rows, n, terms), self.product(p, rows * n, q, terms)
             prepare = 0.0
+        elif is_flat(terms, p):
+            to_y, from_y = self.product(rows, n * terms, m), self.product(rows, m, n * terms)
+            from_x, to_x = self.product(rows * n, q, terms), self.product(rows * n, terms, q)
+            grad_a, grad_b = self.product(m, rows, n * terms), self.product(terms, rows * n, q)
+            prepare = self.copy(terms * m * n) if n > 1 else 0.0
         else:
             to_y, from_y = self.product(m, n * terms, p, rows), self.product(n * terms, m, p, rows)
             from_x, to_x = self.product(rows * n, q, terms * p), self.product(rows * n, terms * p, q)

@@ -14,7 +14,7 @@ from typing import Any
 from tinykron.backend import BLOCK_ELEMENTS, CPU, Array, backend_of, by_rows, thread_count, xp_of
 from tinykron.errors import ShapeError
 from tinykron.kron.algebra import Shape
-from tinykron.kron.order import FEW, Order, by_columns, checked_plan, keeps, order_of
+from tinykron.kron.order import FEW, Order, by_columns, checked_plan, is_flat, keeps, order_of
 
 ALL = 1 << 62  # rows at once
 LARGE = 1 << 18  # numbers of a matrix that BLAS puts into an order of its own before it multiplies
@@ -171,29 +171,36 @@ class Pair:
 
 
 class ByRows(Pair):
-    """Z (T, N*R, P) is a stack of matrices, one a row: no axis ever moves, whatever the number of terms."""
+    """Z (T, N*R, P) is a stack of matrices, one a row: no axis ever moves, whatever the number of terms.
+
+    With P = 1 it is one matrix, and multiplying by A is one product: low rank has N = 1, too, and costs no copy of A.
+    """
 
     def __init__(self, a: Array, b: Array, transposed: bool = False) -> None:
         super().__init__(a, b, transposed)
         self.a_MK = a.transpose(1, 2, 0).reshape(self.m, self.n * self.terms)
         self.b_LQ = b.reshape(self.terms * self.p, self.q)
-        width = self.n * self.terms * self.p
-        self.block = max(1, BLOCK_ELEMENTS // width) if backend_of(a) is CPU else ALL  # rows whose Z stays in the cache
+        self.flat, width = is_flat(self.terms, self.p), self.n * self.terms * self.p
+        small = backend_of(a) is CPU and not self.flat
+        self.block = max(1, BLOCK_ELEMENTS // width) if small else ALL  # rows whose Z stays in the cache
 
     def from_x(self, x_TNQ: Array) -> Array:
         return times_transposed(x_TNQ.reshape(-1, self.q), self.b_LQ).reshape(-1, self.n * self.terms, self.p)
 
     def to_y(self, z_TKP: Array) -> Array:
-        return self.a_MK @ z_TKP
+        return (z_TKP[..., 0] @ self.a_MK.T)[..., None] if self.flat else self.a_MK @ z_TKP
 
     def from_y(self, y_TMP: Array) -> Array:
-        return self.a_MK.T @ y_TMP
+        return (y_TMP[..., 0] @ self.a_MK)[..., None] if self.flat else self.a_MK.T @ y_TMP
 
     def to_x(self, z_TKP: Array) -> Array:
         return (z_TKP.reshape(-1, self.terms * self.p) @ self.b_LQ).reshape(-1, self.n, self.q)
 
     def grad_a(self, y_TMP: Array, z_TKP: Array) -> Array:
-        grad = self.between(y_TMP.swapaxes(1, 2), z_TKP.swapaxes(1, 2)).sum(axis=0)  # (M, N*R)
+        if self.flat:
+            grad = self.between(y_TMP[..., 0], z_TKP[..., 0])
+        else:
+            grad = self.between(y_TMP.swapaxes(1, 2), z_TKP.swapaxes(1, 2)).sum(axis=0)  # (M, N*R)
         if self.transposed:
             return grad.reshape(self.n, self.terms, self.m).swapaxes(0, 1)
         return grad.reshape(self.m, self.n, self.terms).transpose(2, 0, 1)
