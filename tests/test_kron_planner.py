@@ -178,6 +178,13 @@ def test_a_table_that_is_only_looked_up_costs_no_flops() -> None:
     assert (again.flops, again.flops_before) == (plan.flops, plan.flops_before)
 
 
+def test_a_large_vocabulary_is_compared_on_fewer_tokens() -> None:
+    ids = np.arange(12).reshape(3, 4)
+    for tokens, shape in ((100, (3, 4)), (12, (3, 4)), (11, (2, 4)), (4, (1, 4)), (3, (1, 3)), (0, (1, 1))):
+        found = planner._some(ids, tokens)
+        assert found.shape == shape and (found == ids[: shape[0], : shape[1]]).all()
+
+
 def test_divergence() -> None:
     p, q = (np.random.default_rng(i).dirichlet(np.ones(5), size=(2, 3)) for i in (0, 1))
     wanted = (p * np.log(p / q)).sum(-1).mean()

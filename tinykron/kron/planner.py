@@ -31,6 +31,7 @@ from tinykron.tensor import no_grad
 
 HEADER = 160  # bytes of a file that describe one tensor, at most
 LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
+COMPARED = 1 << 24  # log-probabilities, at most, by which a sensitivity is measured: 64 MB, 333 tokens of GPT-2
 TIMED = (1, 16, 256)  # tokens
 TIMING_SECONDS = 0.01  # for each figure: the least of what fits
 
@@ -128,7 +129,7 @@ def _sensitivities(
 
     share  of its parameters that each matrix is tried at
     """
-    ids = calibration.sample
+    ids = _some(calibration.sample, COMPARED // _predictions(model, calibration.sample[:1, :1]).shape[-1])
     reference = _predictions(model, ids)
     result = {}
     with Progress("measuring", len(matrices), "matrices") as progress:
@@ -147,6 +148,12 @@ def _sensitivities(
                 result[name] = max(LEAST, divergence(reference, _predictions(changed, ids)) / loss)
             progress.advance(1, name)
     return result
+
+
+def _some(ids: np.ndarray, tokens: int) -> np.ndarray:
+    """Return at most so many tokens (but one at least) of windows (B, T): whole windows where one fits."""
+    length = max(1, min(ids.shape[1], tokens))
+    return ids[: max(1, tokens // length), :length]
 
 
 def _predictions(model: Any, ids: np.ndarray) -> np.ndarray:
