@@ -5,6 +5,7 @@ The reference is the definition, tr(G E C E^T), and plain NumPy that whitens wit
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,10 +185,12 @@ def test_the_cost_never_rises_and_ends_below_both_closed_forms(device: str, prob
 
 
 @pytest.mark.parametrize("unknowns", [1, 6, 512])  # one term at a time, groups, all at once
+@pytest.mark.parametrize("numbers", [1, 150, 1 << 22])  # one pair of terms at a time, some, all
 def test_each_sweep_is_at_least_as_good_in_groups_and_at_once(
-    device: str, unknowns: int, monkeypatch: pytest.MonkeyPatch
+    device: str, unknowns: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(als, "UNKNOWNS", unknowns)
+    monkeypatch.setattr(als, "NUMBERS", numbers)
     generator = np.random.default_rng(0)
     w, c = generator.standard_normal((12, 20)), second_moment(generator, 20)
     start = kron.nearest(w, (3, 4), 4)
@@ -204,6 +207,17 @@ def test_each_sweep_is_at_least_as_good_in_groups_and_at_once(
     assert np.abs(gradient @ host(b).reshape(4, -1).T).max() < 1e-2 * scale
     solved_last = host(a).reshape(4, -1).T[:, -1]
     assert np.abs(gradient.T @ solved_last).max() < 1e-9 * scale * np.abs(solved_last).max()
+
+
+def test_many_terms_of_a_large_matrix_take_little_memory() -> None:
+    generator = np.random.default_rng(0)
+    w, c = generator.standard_normal((96, 256)), second_moment(generator, 256)
+    a, b = generator.standard_normal((120, 48, 4)), generator.standard_normal((120, 2, 64))
+    tracemalloc.start()
+    als.alternate(w, c, a, b, 1, 0.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * (6 * als.NUMBERS + 12 * (w.size + c.size)) < 8 * 120**2 * 64**2 / 2  # of all pairs together
 
 
 @given(problem=problems())

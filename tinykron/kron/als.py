@@ -7,12 +7,14 @@ never the inputs themselves.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Any
 
 from tinykron.backend import Array, xp_of
 from tinykron.kron.algebra import KronSum, rearrange
 
 UNKNOWNS = 512  # of one set of equations; terms beyond that are solved for in groups, one after the other
+NUMBERS = 1 << 22  # of what is computed for pairs of terms at a time: 32 MB
 RIDGE = 1e-13  # of the mean diagonal, against equations that are singular
 
 
@@ -54,19 +56,26 @@ def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> Array:
     xp: Any = xp_of(a_RMN)
     terms, m, n = a_RMN.shape
     q = b_RPQ.shape[2]
-    group = max(1, UNKNOWNS // n)
+    most = max(1, NUMBERS // max(n, q) ** 2)  # pairs of terms at a time
+    group = max(1, min(UNKNOWNS // n, isqrt(most)))
     a_MRN = xp.ascontiguousarray(a_RMN.transpose(1, 0, 2))
     for start in range(0, terms, group):
         some = slice(start, start + group)
         b_GPQ = b_RPQ[some]
         count = len(b_GPQ)
-        bb_GRQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_RPQ[None]
-        g_NNGR = (c_NNQQ @ bb_GRQQ.reshape(count * terms, q * q).T).reshape(n, n, count, terms)
-        g = g_NNGR.transpose(2, 0, 3, 1).reshape(count * n, terms * n)
         wanted = (wc_KL @ b_GPQ.reshape(count, -1).T).reshape(m, n, count).swapaxes(1, 2).reshape(m, count * n)
-        own = g[:, start * n : (start + count) * n]
         old = a_MRN[:, some].reshape(m, count * n)
-        rest = wanted - a_MRN.reshape(m, terms * n) @ g.T  # what the present factors leave to be explained
+        own: Any = None
+        rest = wanted  # what the present factors leave to be explained
+        step = most // group // group * group  # whole groups, so that one of them is this one
+        for first in range(0, terms, step):
+            b_HPQ = b_RPQ[first : first + step]
+            bb_GHQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_HPQ[None]
+            g_NNGH = (c_NNQQ @ bb_GHQQ.reshape(-1, q * q).T).reshape(n, n, count, len(b_HPQ))
+            g = g_NNGH.transpose(2, 0, 3, 1).reshape(count * n, -1)
+            rest = rest - a_MRN[:, first : first + step].reshape(m, -1) @ g.T
+            if first <= start < first + step:
+                own = g[:, (start - first) * n : (start - first + count) * n]
         ridge = RIDGE * float(xp.diagonal(own).mean()) * xp.eye(count * n)
         a_MRN[:, some] = (old + xp.linalg.solve(0.5 * (own + own.T) + ridge, rest.T).T).reshape(m, count, n)
     return xp.ascontiguousarray(a_MRN.transpose(1, 0, 2))

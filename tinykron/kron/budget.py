@@ -15,7 +15,7 @@ import numpy as np
 from tinykron.errors import TinykronError
 
 HALVINGS = 60  # of the interval that a price lies in
-STATES = 20_000  # partial choices that the finish keeps; more are cut, the most promising staying
+STATES = 4_000  # partial choices that the finish keeps; more are cut, the most promising staying
 
 
 def amount(budget: float, whole: float) -> float:

@@ -67,7 +67,10 @@ def nearest(
     if b_shape[0] == 1 and a_shape[0] > w.shape[1]:
         small, rows = compact(w, output)
         fit = search.one_sided(small, (len(small), a_shape[1]), terms, covariance)
-        return _finished(replace(fit, a=w.astype(np.float64) @ rows @ fit.a), w.dtype)
+        small = _finished(fit, w.dtype)
+        lead_DK = (rows @ small.a.astype(np.float64)).transpose(1, 0, 2).reshape(len(rows), -1).astype(w.dtype)
+        a_RMN = (w @ lead_DK).reshape(len(w), terms, -1).transpose(1, 0, 2)  # one product for all terms
+        return _finished(replace(small, a=a_RMN), w.dtype)
     return _finished(search.two_sided(w.astype(np.float64), a_shape, b_shape, terms, covariance, output), w.dtype)
 
 

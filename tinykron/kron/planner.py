@@ -31,7 +31,7 @@ from tinykron.tensor import no_grad
 
 HEADER = 160  # bytes of a file that describe one tensor, at most
 LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
-COMPARED = 1 << 24  # log-probabilities, at most, by which a sensitivity is measured: 64 MB, 333 tokens of GPT-2
+COMPARED = 1 << 23  # log-probabilities, at most, by which a sensitivity is measured: 32 MB, 166 tokens of GPT-2
 TIMED = (1, 16, 256)  # tokens
 TIMING_SECONDS = 0.01  # for each figure: the least of what fits
 
