@@ -71,6 +71,17 @@ def test_a_root_is_a_root_and_its_inverse(device: str, seed: int, size: int) -> 
         assert_close(root @ inverse, np.eye(size), atol=1e-7)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 256])
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_the_inverse_of_a_root_by_halves(device: str, size: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "ROWS", rows)
+    s = second_moment(np.random.default_rng(0), size)
+    checked = metrics.checked(to_device(s), size, "s", to_device(s), 0.25)
+    assert_close(checked, s + 0.25 * np.trace(s) / size * np.eye(size))
+    found = metrics.Root(checked)
+    assert_close(host(found.inverse) @ host(found.root), np.eye(size), atol=1e-9)
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_singular_metric_has_a_pseudo_inverse(device: str, rank: int) -> None:
     s = second_moment(np.random.default_rng(0), 5, rank)

@@ -164,6 +164,8 @@ def compress(
     if plan is None:
         limits = budget.params, budget.bytes, budget.flops
         plan = kron.plan(teacher, *limits, calibration=seen, value_bytes=VALUE_BYTES[dtype], say=say)
+    if plan.fits:
+        seen = None  # every fit is made, and the second moments may take more memory than the model
     say("factorising")
     small = kron.factorise(teacher, plan, seen)
     checkpoint.save(small, out, dtype=dtype)

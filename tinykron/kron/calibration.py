@@ -59,7 +59,8 @@ class SecondMoment:
             stop = start + strip.shape[1]
             whole[start:, start:stop] = strip
             whole[start:stop, stop:] = strip[stop - start :].T
-        return whole * (1.0 / self.rows)
+        whole *= 1.0 / self.rows
+        return whole
 
 
 @dataclass

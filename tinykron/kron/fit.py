@@ -174,9 +174,12 @@ def loewner(metric: Array, near: Split, first: Root, second: Root) -> tuple[floa
         ratio = metric * xp.kron(first.inverse, second.inverse) ** 2
         return float(ratio.min()), float(ratio.max())
     sizes = first.root.shape[0], second.root.shape[0]
-    half = metrics.times(metric, first.inverse.T, second.inverse.T, sizes)
-    whitened = metrics.times(half.T, first.inverse.T, second.inverse.T, sizes)
-    values = xp.linalg.eigvalsh(0.5 * (whitened + whitened.T))
+    whitened = metric.copy()
+    for side in (whitened, whitened.T):  # in blocks, in place: it may be large
+        for start in range(0, len(side), metrics.ROWS):
+            rows = side[start : start + metrics.ROWS]
+            rows[...] = metrics.times(rows, first.inverse.T, second.inverse.T, sizes)
+    values = xp.linalg.eigvalsh(whitened)  # reads one triangle of it
     return max(0.0, float(values[0])), float(values[-1])
 
 

@@ -24,6 +24,7 @@ Metric = Any  # None, Array, or a pair of Arrays
 WELL_CONDITIONED = 1e-6  # least over largest diagonal entry of a Cholesky factor that is fit to be inverted
 RANK = 1e-12  # eigenvalues below this share of the largest count as 0
 POWER_STEPS = 50
+ROWS = 256  # of a large matrix, at a time
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
@@ -51,18 +52,24 @@ def checked(metric: Metric, size: int, name: str, like: Array, ridge: float) -> 
     bad = metric.size - int(xp.isfinite(metric).sum())
     if bad:
         raise TinykronError(f"{name}: {bad} of its {metric.size} values are NaN or infinite")
-    metric = metric.astype(np.float64)
-    diagonal = metric if metric.ndim == 1 else xp.diagonal(metric)
+    metric = metric.astype(np.float64, order="C")  # a copy, changed in place from here on: it may be large
+    diagonal = metric if metric.ndim == 1 else metric.reshape(-1)[:: size + 1]
     if float(diagonal.min()) < 0.0 or not float(diagonal.max()) > 0.0:
         low, high = float(diagonal.min()), float(diagonal.max())
         raise TinykronError(f"{name}: expected a diagonal from 0 on, not all 0; found {low:g} to {high:g}")
-    extra = ridge * float(diagonal.mean())
-    if metric.ndim == 1:
-        return metric + extra
-    asymmetry = float(xp.abs(metric - metric.T).max())
-    if asymmetry > 1e-5 * float(xp.abs(metric).max()):
-        raise TinykronError(f"{name}: expected a symmetric matrix, found entries that differ by {asymmetry:g}")
-    return 0.5 * (metric + metric.T) + extra * xp.eye(size)
+    if metric.ndim == 2:
+        asymmetry = max(float(xp.abs(metric[i : i + ROWS] - metric[:, i : i + ROWS].T).max()) for i in _blocks(size))
+        if asymmetry > 1e-5 * max(float(metric.max()), -float(metric.min())):
+            raise TinykronError(f"{name}: expected a symmetric matrix, found entries that differ by {asymmetry:g}")
+        for i in _blocks(size):  # the mean with its transpose: a row below the diagonal becomes the column above it
+            metric[i : i + ROWS, i:] = 0.5 * (metric[i : i + ROWS, i:] + metric[i:, i : i + ROWS].T)
+            metric[i:, i : i + ROWS] = metric[i : i + ROWS, i:].T
+    diagonal += ridge * float(diagonal.mean())
+    return metric
+
+
+def _blocks(size: int) -> range:
+    return range(0, size, ROWS)
 
 
 # Kronecker factors of a metric ----------------------------------------------------------------------------------------
@@ -169,8 +176,20 @@ class Root:
     def inverse(self) -> Any:
         """The inverse of the root; where S is singular the pseudo-inverse: what S does not see is set to 0."""
         if self._triangular:
-            self._inverse, self._triangular = xp_of(self.root).linalg.inv(self.root), False
+            self._inverse, self._triangular = _inverse_of_lower(self.root), False
         return self._inverse
+
+
+def _inverse_of_lower(root: Array) -> Array:
+    """Return the inverse of a lower triangular matrix, by halves: a third of the work, and of the memory, of `inv`."""
+    xp, half = xp_of(root), len(root) // 2
+    if half < ROWS:
+        return xp.linalg.inv(root)
+    inverse = xp.zeros_like(root)
+    inverse[:half, :half] = _inverse_of_lower(root[:half, :half])
+    inverse[half:, half:] = _inverse_of_lower(root[half:, half:])
+    inverse[half:, :half] = -(inverse[half:, half:] @ root[half:, :half]) @ inverse[:half, :half]
+    return inverse
 
 
 def times(x: Array, first: Array | None, second: Array | None, sizes: Shape) -> Array:

@@ -79,9 +79,13 @@ def plan(
         sensitivities = _sensitivities(model, matrices, found, calibration, budgets.share)
     outcome = budgets.allocate(budgets.options(found, sensitivities))
     result = KronPlan()
+    numbers = dict(zip(matrices, outcome.chosen, strict=True))
+    result.update((name, _choice(found[name], number)) for name, number in numbers.items())  # in the model's order
+    # The largest first: they take the most memory beside the fits that are already there
+    largest_first = sorted(matrices, key=lambda name: max(found[name].dense) * found[name].dense[1], reverse=True)
     with Progress("fitting", len(matrices), "matrices") as progress:
-        for (name, module), number in zip(matrices.items(), outcome.chosen, strict=True):
-            choice, fit = _settled(module, name, found[name], number, calibration)
+        for name in largest_first:
+            choice, fit = _settled(matrices[name], name, found[name], numbers[name], calibration)
             result[name] = replace(choice, sensitivity=sensitivities[name], lookup=name in lookups)
             if fit is not None:
                 result.fits[name] = fit
