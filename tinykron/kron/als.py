@@ -34,9 +34,9 @@ def alternate(
     whole = float((rearrange(w, (m, n)) * wc_KL).sum())
     costs = [_cost(w, covariance, a_RMN, b_RPQ)]
     for _ in range(sweeps):
-        a_RMN = _best(c_NNQQ, wc_KL, b_RPQ, a_RMN)
-        b_RPQ = _best(c_NNQQ.T, wc_KL.T, a_RMN, b_RPQ)
-        costs.append(_cost(w, covariance, a_RMN, b_RPQ))
+        a_RMN, saved_a = _best(c_NNQQ, wc_KL, b_RPQ, a_RMN)
+        b_RPQ, saved_b = _best(c_NNQQ.T, wc_KL.T, a_RMN, b_RPQ)
+        costs.append(max(0.0, costs[-1] - saved_a - saved_b))
         if costs[-2] - costs[-1] <= tolerance * whole:
             break
     return a_RMN, b_RPQ, costs
@@ -47,8 +47,8 @@ def _cost(w: Array, covariance: Array, a_RMN: Array, b_RPQ: Array) -> float:
     return float(((error @ covariance) * error).sum())
 
 
-def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> Array:
-    """Return the best A for given B, or the best B for given A with all arguments turned around.
+def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> tuple[Array, float]:
+    """Return the best A for given B, and what it saves; or the best B for given A with all arguments turned around.
 
     For each term i and input j of A: the sum over terms h and inputs k of A_h[:, k] g[i, j, h, k] is row j of (W C
     rearranged) vec(B_i), where g[i, j, h, k] = sum over q, r of C[j, q; k, r] (B_i^T B_h)[q, r].
@@ -58,7 +58,7 @@ def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> Array:
     q = b_RPQ.shape[2]
     most = max(1, NUMBERS // max(n, q) ** 2)  # pairs of terms at a time
     group = max(1, min(UNKNOWNS // n, isqrt(most)))
-    a_MRN = xp.ascontiguousarray(a_RMN.transpose(1, 0, 2))
+    a_MRN, saved = xp.ascontiguousarray(a_RMN.transpose(1, 0, 2)), 0.0
     for start in range(0, terms, group):
         some = slice(start, start + group)
         b_GPQ = b_RPQ[some]
@@ -77,5 +77,7 @@ def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> Array:
             if first <= start < first + step:
                 own = g[:, (start - first) * n : (start - first + count) * n]
         ridge = RIDGE * float(xp.diagonal(own).mean()) * xp.eye(count * n)
-        a_MRN[:, some] = (old + xp.linalg.solve(0.5 * (own + own.T) + ridge, rest.T).T).reshape(m, count, n)
-    return xp.ascontiguousarray(a_MRN.transpose(1, 0, 2))
+        change = xp.linalg.solve(0.5 * (own + own.T) + ridge, rest.T).T
+        saved += float((change * rest).sum())  # of a quadratic cost, the step to its least times its slope there
+        a_MRN[:, some] = (old + change).reshape(m, count, n)
+    return xp.ascontiguousarray(a_MRN.transpose(1, 0, 2)), saved
