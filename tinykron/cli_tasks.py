@@ -39,10 +39,12 @@ def shipped(task: str) -> str:
 
 def evaluate(options: argparse.Namespace, folder: Path) -> int:
     """Run `eval` with a --task."""
-    from tinykron import checkpoint, tasks, wikitext
+    from tinykron import checkpoint, similarity, tasks, wikitext
 
     if options.task == wikitext.NAME:
         return _evaluate_wikitext(options, folder)
+    if options.task == similarity.NAME:
+        return _evaluate_similarity(options, folder)
     if options.stride is not None or options.limit is not None:
         raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
     task = tasks.find(options.task)
@@ -74,6 +76,16 @@ def _evaluate_wikitext(options: argparse.Namespace, folder: Path) -> int:
         print(json.dumps(asdict(found) | costs, indent=2))
     else:
         print(wikitext.render_words(words))
+    return 0
+
+
+def _evaluate_similarity(options: argparse.Namespace, folder: Path) -> int:
+    from tinykron import checkpoint, similarity
+
+    if options.data is None or options.predict or options.limit is not None or options.stride is not None:
+        raise TinykronError(f"{similarity.NAME}: expected --data, and neither --predict nor --limit nor --stride")
+    found = similarity.measure(checkpoint.load(folder), options.data)
+    print(_json(asdict(found)) if options.json else similarity.render(found))
     return 0
 
 
