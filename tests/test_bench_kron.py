@@ -31,7 +31,7 @@ for line in sys.stdin:
         answer = {"seconds": 1.0 * rows if request["way"] == "pyfastkron" else 0.2}
     print(json.dumps(answer), flush=True)
 """
-CASES = [Case((6, 8), "small", (3, 2), terms, rows, back) for terms, rows, back in product((1, 6, 7), (1, 5), (0, 1))]
+CASES = [Case((6, 8), "small", (3, 2), terms, rows, back) for terms, rows, back in product((1, 3, 4), (1, 5), (0, 1))]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def report(peer):
 
 
 def test_every_possible_case_is_measured(report):
-    assert [row.case for row in report.rows] == [case for case in CASES if case.terms < 7]
-    assert "4 cases left out: more terms than min(MN, PQ)" in report.notes and not report.interrupted
+    assert [row.case for row in report.rows] == [case for case in CASES if case.terms < 4]
+    assert "4 cases left out: as many parameters as the dense matrix" in report.notes and not report.interrupted
     for row in report.rows:
         assert row.plan in ("a_first", "b_first", "dense")
         assert {"tinykron", "factors", "dense NumPy", "NumPy, built", "dense torch", "lycoris"} <= row.times.keys()
@@ -179,7 +179,7 @@ def test_the_short_run_is_a_part_of_the_full_one():
     assert {case.rows for case in short} == {1, 128, 1024} and {case.backward for case in short} == {False, True}
 
 
-def test_terms_beyond_an_exact_sum_are_not_possible():
+def test_sums_that_save_nothing_are_not_measured():
     assert Case((50257, 768), "KnGPT2", (50257, 384), 1, 1, False).possible
     assert not Case((50257, 768), "KnGPT2", (50257, 384), 4, 1, False).possible
-    assert Case((6, 8), "small", (3, 2), 6, 1, False).possible and not Case((6, 8), "s", (3, 2), 7, 1, False).possible
+    assert Case((6, 8), "small", (3, 2), 3, 1, False).possible and not Case((6, 8), "s", (3, 2), 4, 1, False).possible

@@ -75,8 +75,9 @@ class Case:
 
     @property
     def possible(self) -> bool:
-        """Whether so many terms make sense: with min(MN, PQ) the sum is any matrix."""
-        return self.terms <= min(self.shape[0] * self.shape[1], self.other[0] * self.other[1])
+        """Whether so many terms make sense: those with no fewer parameters than the matrix are better built once."""
+        (m, n), (p, q) = self.shape, self.other
+        return self.terms * (m * n + p * q) < m * p * n * q
 
     def request(self) -> dict[str, Any]:
         a, b = (self.terms, *self.shape), (self.terms, *self.other)
@@ -179,7 +180,9 @@ def kron(
     backend.get(device)
     asked = cases(full) if chosen is None else chosen
     possible = [case for case in asked if case.possible]
-    notes = [f"{len(asked) - len(possible)} cases left out: more terms than min(MN, PQ)"] * (asked != possible)
+    notes = [f"{len(asked) - len(possible)} cases left out: as many parameters as the dense matrix"] * (
+        asked != possible
+    )
     if peer == "torch":
         peer = shipped_folder("benchmarks") / "kron_torch.py" if find_spec("torch") else None
         if peer is None:
