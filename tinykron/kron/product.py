@@ -182,7 +182,8 @@ class ByRows(Pair):
         self.b_LQ = b.reshape(self.terms * self.p, self.q)
         self.flat, width = is_flat(self.terms, self.p), self.n * self.terms * self.p
         small = backend_of(a) is CPU and not self.flat
-        self.block = max(1, BLOCK_ELEMENTS // width) if small else ALL  # rows whose Z stays in the cache
+        numbers = max(BLOCK_ELEMENTS, self.b_LQ.size)  # of Z, that stay in the cache; B is read once for each block
+        self.block = max(1, numbers // width) if small else ALL
 
     def from_x(self, x_TNQ: Array) -> Array:
         return times_transposed(x_TNQ.reshape(-1, self.q), self.b_LQ).reshape(-1, self.n * self.terms, self.p)
