@@ -1,0 +1,158 @@
+"""What the exits of a model say: the loss of each, how far it is from the last, and which of them serve which tokens.
+
+The analyses of Sorted LLaMA (figures 4 and 5, table 2) for any causal model, as numbers and as one plot.
+
+Letters: B batch, T positions, N output positions, V vocabulary, E exits, L levels of a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinykron import data
+from tinykron.backend import to_host
+from tinykron.errors import DataError
+from tinykron.fused import cross_entropy
+from tinykron.generate import Trace, generate
+from tinykron.models.transformer import check_exits
+from tinykron.nn import evaluating
+from tinykron.tensor import no_grad
+
+LOGITS_AT_ONCE = 1024  # rows of logits of each exit
+
+Prompts = Sequence[Sequence[int]]
+
+
+def losses(model: Any, tokens: np.ndarray, context: int, exits: Sequence[int]) -> dict[int, float]:
+    """Return each exit's mean cross-entropy over a text, in nats a token: {blocks: loss}, all from the same passes.
+
+    tokens  (N,) ids, read in windows of `context` side by side; every token but the first is predicted once
+    """
+    depths = check_exits(None, exits, len(model.blocks))
+    inputs_WT, targets_WT = data.windows(tokens, context)
+    sums, count, batch = dict.fromkeys(depths, 0.0), 0, max(1, LOGITS_AT_ONCE // context)
+    with no_grad(), evaluating(model):
+        for start in range(0, len(inputs_WT), batch):
+            targets_BT = targets_WT[start : start + batch]
+            counted = int((targets_BT != data.IGNORED).sum())
+            served = model(inputs_WT[start : start + batch], exits=depths).exits
+            for depth in depths:
+                sums[depth] += cross_entropy(served[depth], targets_BT, data.IGNORED).item() * counted
+            count += counted
+    return {depth: total / count for depth, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far exits are from a last exit, by position of the output: means over prompts."""
+
+    exits: tuple[int, ...]
+    kl_EN: np.ndarray  # KL(last || exit) of the next token's distribution, in nats
+    cosine_EN: np.ndarray  # of the states that enter the head, after the final norm
+    agree_EN: np.ndarray  # share whose likeliest token is the same: what a greedy draft would have accepted
+
+    @property
+    def agreement_E(self) -> np.ndarray:
+        """Share of all positions whose likeliest token is the last exit's: the acceptance rate of greedy drafts."""
+        return self.agree_EN.mean(axis=1)
+
+
+def drift(model: Any, prompts: Prompts, exits: Sequence[int], length: int = 20, reference: Any = None) -> Drift:
+    """Return how exits differ from the last exit along the greedy text that this last exit writes.
+
+    reference  the model whose last exit it is; by default the same. Figure 4 crosses two models of one shape
+    length     N, output positions; position 0 is the first token after the prompt
+    Sorted LLaMA (arXiv 2309.08968), figures 4 and 5: KL and cosine by exit and output position.
+    """
+    reference = model if reference is None else reference
+    depths = check_exits(None, exits, len(model.blocks))
+    kl_EN, cosine_EN, agree_EN = np.zeros((3, len(depths), length))
+    _some(prompts)
+    for prompt in prompts:
+        text_1S = generate(reference, prompt, length, stop=())
+        ids_1T, places = text_1S[:, :-1], slice(len(prompt) - 1, None)
+        with no_grad(), evaluating(model), evaluating(reference):
+            last = reference(ids_1T)
+            out = model(ids_1T, exits=[*{*depths, len(model.blocks)}])
+            whole_NV, state_ND = _log_softmax(last.logits, places), _rows(last.hidden[-1], places)
+            for number, depth in enumerate(depths):
+                inner = out.hidden[depth] if depth == len(model.blocks) else model.norm(out.hidden[depth])
+                exit_NV, own_ND = _log_softmax(out.exits[depth], places), _rows(inner, places)
+                kl_EN[number] += (np.exp(whole_NV) * (whole_NV - exit_NV)).sum(axis=-1)
+                lengths_N = np.linalg.norm(state_ND, axis=-1) * np.linalg.norm(own_ND, axis=-1)
+                cosine_EN[number] += (state_ND * own_ND).sum(axis=-1) / np.maximum(lengths_N, 1e-30)
+                agree_EN[number] += exit_NV.argmax(axis=-1) == whole_NV.argmax(axis=-1)
+    return Drift(depths, *(sums_EN / len(prompts) for sums_EN in (kl_EN, cosine_EN, agree_EN)))
+
+
+def _rows(x_1TD: Any, places: slice) -> np.ndarray:
+    return to_host(x_1TD.data)[0, places].astype(np.float64)
+
+
+def _log_softmax(logits_1TV: Any, places: slice) -> np.ndarray:
+    logits_NV = _rows(logits_1TV, places)
+    logits_NV = logits_NV - logits_NV.max(axis=-1, keepdims=True)
+    return logits_NV - np.log(np.exp(logits_NV).sum(axis=-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which exits serve the tokens of greedy texts, by the threshold that all exits have in common."""
+
+    levels: tuple[float, ...]
+    depths: tuple[int, ...]  # exits, and all blocks
+    shares_LE: np.ndarray  # of the tokens; each row adds up to 1
+    unchanged_L: np.ndarray  # share of the prompts whose text is that of all blocks
+
+    @property
+    def mean_depth_L(self) -> np.ndarray:
+        """Blocks behind a token, on average."""
+        return self.shares_LE @ np.array(self.depths, float)
+
+
+def shares(model: Any, prompts: Prompts, exits: Sequence[int], levels: Sequence[float], length: int = 20) -> Shares:
+    """Return the share of tokens that leave at each exit for each threshold in `levels`. Sorted LLaMA, section 4.3.
+
+    What skipped blocks have to know is computed later: the texts are those of exact keys and values.
+    """
+    depths = tuple(sorted({*check_exits(None, exits, len(model.blocks)), len(model.blocks)}))
+    _some(prompts)
+    shares_LE, unchanged_L = np.zeros((len(levels), len(depths))), np.zeros(len(levels))
+    plain = [generate(model, prompt, length, stop=()) for prompt in prompts]
+    for number, level in enumerate(levels):
+        for prompt, wanted in zip(prompts, plain, strict=True):
+            trace = Trace()
+            text = generate(model, prompt, length, confidence=dict.fromkeys(depths[:-1], level), stop=(), trace=trace)
+            shares_LE[number] += [(trace.depths == depth).sum() for depth in depths]
+            unchanged_L[number] += np.array_equal(text, wanted)
+    return Shares(tuple(levels), depths, shares_LE / (length * len(prompts)), unchanged_L / len(prompts))
+
+
+def _some(prompts: Prompts) -> None:
+    if not prompts:
+        raise DataError("exit analysis: expected prompts, found none")
+
+
+def plot(drift: Drift, shares: Shares, path: str | Path) -> None:
+    """Draw, as PNG: KL and cosine by exit and output position, agreement by depth, who serves at which threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    images = (("KL(last || exit), nats", drift.kl_EN), ("cosine of the states before the head", drift.cosine_EN))
+    for axis, (title, values_EN) in zip(axes[0], images, strict=True):
+        image = axis.imshow(values_EN, aspect="auto", origin="lower", cmap="viridis")
+        axis.set(title=title, xlabel="output position", ylabel="exit", yticks=range(len(drift.exits)))
+        axis.set_yticklabels([str(exit) for exit in drift.exits])
+        figure.colorbar(image, ax=axis)
+    axes[1][0].plot(drift.exits, drift.agreement_E, "o-")
+    axes[1][0].set(title="share of tokens that the last exit would write, too", xlabel="blocks", ylim=(0, 1.02))
+    axes[1][1].stackplot(shares.levels, shares.shares_LE.T, labels=[f"{depth} blocks" for depth in shares.depths])
+    axes[1][1].set(title="which exit serves", xlabel="threshold of every exit", ylabel="share of tokens", ylim=(0, 1))
+    axes[1][1].legend(fontsize=8, loc="lower left")
+    figure.savefig(path, format="png", dpi=110)
