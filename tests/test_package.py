@@ -29,9 +29,9 @@ kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kr
 models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
 safetensors_file tokenizer hub checkpoint data distances losses distill teacher_cache exits
 sampling continuation partial speculate bitexact generate
-optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity standins tasks
-task_train finetune info compress report recipes reproduce bench bench_kron
-cli_tasks cli __init__ __main__
+optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
+standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
+relations_decoding relations_sorted bench bench_kron cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

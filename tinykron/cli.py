@@ -150,8 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
-    again.add_argument("relation", choices=("fit",), help="fit: which way to make a matrix smaller loses least")
-    again.add_argument("--out", metavar="DIR", default="reproduce-fit", help="folder of rows and report; continued")
+    papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
+    again.add_argument("relation", choices=("fit", "sorted-llama"), help=papers)
+    again.add_argument("--out", metavar="DIR", help="folder of rows and report; continued (default: reproduce-...)")
+    again.add_argument("--only", metavar="S1,S3", help="sorted-llama: these relations alone")
     again.add_argument("--model", metavar="NAME", help="of the shipped ones, this alone (default: all three)")
     again.add_argument("--quick", action="store_true", help="one model and one size, with wider spread")
 
@@ -305,17 +307,31 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from tinykron import reproduce
+    from tinykron import relations, relations_sorted, reproduce
 
+    out = options.out or f"reproduce-{options.relation}"
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if options.relation == "sorted-llama":
+        if options.model:
+            raise TinykronError("--model: sorted-llama runs on the shipped gpt2-tiny")
+        answers = relations_sorted.reproduce(out, options.quick, options.only, say=say)
+        report = (Path(out) / "report.md").read_text(encoding="utf-8")
+        print(json.dumps(relations.as_dict(answers)) if options.json else report)
+        return 0
+    if options.only:
+        raise TinykronError("--only: fit has no relations to choose from")
     scale = reproduce.QUICK if options.quick else reproduce.Scale()
     if options.model:
         if options.model not in reproduce.MODELS:
             raise TinykronError(f"--model: found {options.model!r}, expected one of {', '.join(reproduce.MODELS)}")
         scale = replace(scale, models=(options.model,))
-    rows = reproduce.fit_relation(options.out, scale, say=lambda line: print(line, file=sys.stderr, flush=True))
-    reproduce.write(rows, scale, options.out)
+    rows = reproduce.fit_relation(out, scale, say)
+    reproduce.write(rows, scale, out)
     print(json.dumps([asdict(row) for row in rows]) if options.json else reproduce.markdown(rows, scale))
-    print(f"report: {options.out}", file=sys.stderr)
+    print(f"report: {out}", file=sys.stderr)
     return 0
 
 

@@ -124,6 +124,11 @@ class Distillation:
         return total([weights[name] * term for name, term in terms.items()]), {n: t.item() for n, t in terms.items()}
 
     @property
+    def identity(self) -> str:
+        """What differs wherever training would go another way, beyond models and text."""
+        return repr((self.losses, list(self.layers)))
+
+    @property
     def device(self) -> str:
         return self.student.norm.weight.device
 

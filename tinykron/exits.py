@@ -5,7 +5,7 @@ Letters: B batch, T positions, V vocabulary, P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Any, Generic, TypeVar
@@ -15,8 +15,9 @@ import numpy as np
 from tinykron import fused
 from tinykron.backend import to_host
 from tinykron.data import IGNORED
-from tinykron.distill import total
+from tinykron.distill import Distillation, total
 from tinykron.errors import ShapeError, TinykronError
+from tinykron.losses import Losses
 from tinykron.nn import evaluating
 from tinykron.tensor import Tensor, no_grad
 
@@ -195,6 +196,42 @@ def sampled_losses(
     for exit in generator.choice(exits, size=draws, p=shares):
         loss = fused.cross_entropy(model(inputs, *others, exit=int(exit)).logits, targets, IGNORED)
         yield loss * (sum_of_weights / draws)
+
+
+class SortedLoss(Distillation):
+    """The exits of one model as an objective of `train.fit`: no teacher but the model's own last exit.
+
+    weights  {blocks: weight}, of `equal_weights` (SoFT), or `depth_weights` (LayerSkip)
+    pull     share of an inner exit's loss that is the KL from the last one: see `exit_loss`
+    draws    0: all exits in every step; else so many drawn at random, as `sampled_losses` has it (SortedNet)
+    rotation of the weights, as `rotated` has it: every exit once in so many steps; 1: always all
+    """
+
+    def __init__(
+        self, student: Any, weights: Mapping[int, float], pull: float = 0.0, draws: int = 0, rotation: int = 1
+    ) -> None:
+        super().__init__(student, losses=Losses(0.0, 0.0, 0.0, 1.0))
+        _check_weights(weights)
+        self.weights, self.pull, self.draws, self.rotation = dict(weights), pull, draws, rotation
+        self.step, self.generator = 0, np.random.default_rng(0)
+
+    @property
+    def identity(self) -> str:
+        return repr((super().identity, self.weights, self.pull, self.draws, self.rotation))
+
+    def start(self, *seed: int) -> None:
+        super().start(*seed)
+        self.step, self.generator = seed[-1], np.random.default_rng(seed)
+
+    def __call__(
+        self, batch: Any, progress: float = 0.0, known: Any = None, only: Collection[str] = ()
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a `distill.Batch`, and each exit's own value in nats; of drawn exits their mean."""
+        given = [batch.ids_BT, batch.targets, *([] if batch.mask_BT is None else [batch.mask_BT])]
+        if self.draws:
+            loss = total(list(sampled_losses(self.student, given, self.weights, self.draws, self.generator)))
+            return loss, {"drawn exits": loss.item() / sum(self.weights.values())}
+        return exit_loss(self.student, given, rotated(self.weights, self.step, self.rotation), self.pull)
 
 
 def kl_divergence(logits: Tensor, teacher: Tensor, counts: np.ndarray) -> Tensor:

@@ -267,6 +267,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 def plot(rows: Sequence[Row], path: str | Path) -> None:
     """Draw perplexity after distillation against parameters and FLOPs, one row for each model, as PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     models = list(dict.fromkeys(row.model for row in rows))
     figure = Figure(figsize=(11, 3.6 * len(models)), layout="constrained")
@@ -283,6 +284,10 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
             label = "parameters" if share == "parameters" else "FLOPs"
             axis.set(title=name, xlabel=f"{label} of the matrices, share of dense", ylabel="perplexity, distilled")
             axis.set(xscale="log", yscale="log")
+            for ticks in (axis.xaxis, axis.yaxis):
+                ticks.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                ticks.set_major_formatter(FormatStrFormatter("%g"))
+                ticks.set_minor_formatter(NullFormatter())
             axis.grid(alpha=0.3)
     axes[0][1].legend(fontsize=8)
     figure.savefig(path, format="png", dpi=110)

@@ -106,6 +106,7 @@ def fit(
     teacher: Module | None = None,
     losses: Losses | None = None,
     layers: Sequence[int] | None = None,
+    distillation: Distillation | None = None,
     held_out: np.ndarray | None = None,
     masking: Masking | None = None,
     cache: TeacherCache | None = None,
@@ -117,13 +118,14 @@ def fit(
     tokens    (N,) token ids; held_out, likewise, is evaluated as the settings say and at the end
     losses    what counts; by default the cross-entropy alone without a teacher, and KnGPT2's four terms with one
     layers    the teacher's layer for each of the student's; by default every k-th
+    distillation  what to minimise, in place of these three: such as `exits.SortedLoss`
     masking   trains a masked language model: hidden tokens are predicted, in place of the next one
     cache     keeps the teacher's outputs on disk: a batch that comes again, as `settings.epoch` says, is read there
     folder    where checkpoints go: a run found there, of the same settings on the same inputs, is continued
     Ctrl-C finishes the step, writes a checkpoint and returns. Raises TinykronError if the loss becomes NaN or infinite.
     """
     losses = losses or (Losses() if teacher is not None else Losses(0.0, 0.0, 0.0, 1.0))
-    distillation = Distillation(student, teacher, losses, layers or (), seed=settings.seed)
+    distillation = distillation or Distillation(student, teacher, losses, layers or (), seed=settings.seed)
     feed = Feed(distillation, tokens, settings, masking, cache)
     adapters = distillation.adapters
     groups = [group for part in (student, adapters) for group in decay_groups(part, settings.weight_decay)]
@@ -247,7 +249,7 @@ class Feed:
     def digest(self) -> str:
         """Return what differs wherever a run would go another way, beyond its settings and its student."""
         distillation = self.distillation
-        given = distillation.losses, list(distillation.layers), self.cache and self.cache.dtype
+        given = distillation.identity, self.cache and self.cache.dtype
         text, teacher = _digest_text(self.tokens, self.masking), _digest_model(distillation.teacher)
         return hashlib.blake2b(repr((given, text, teacher)).encode(), digest_size=16).hexdigest()
 
