@@ -272,6 +272,6 @@ def how(scale: Scale) -> str:
         f"carries: {scale.steps} steps of {scale.batch} x {scale.context} tokens ({tokens:,} for each model, twice as "
         f"many where said), AdamW at {scale.lr:g}, cosine. Losses are measured on {scale.held_out:,} held-out tokens, "
         f"texts on {scale.prompts} prompts of 12 tokens continued by {scale.new_tokens}. A seed draws batches and "
-        "prompts. A relation holds or fails where all seeds agree, and is open else.\n\n![exits of the model that was trained "
-        "with all of them](exits.png)"
+        "prompts. A relation holds or fails where all seeds agree, and is open else.\n\n"
+        "![exits of the model that was trained with all of them](exits.png)"
     )
