@@ -26,10 +26,10 @@ errors backend tensor shapes ops fused attention gradcheck nn progress
 kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
-models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint data distances losses distill teacher_cache exits
+models.transformer models.classes models.gpt2 models.bert_config models.bert models.llama models.__init__
+safetensors_file tokenizer hub checkpoint data features distances losses distill teacher_cache exits
 sampling continuation partial speculate bitexact generate
-optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
+optim masking evaluate exit_analysis wikitext train pretrain metrics glue squad_score squad similarity
 standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
 relations_decoding relations_sorted bench bench_kron cli_tasks cli __init__ __main__
 """.split()

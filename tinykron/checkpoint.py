@@ -45,7 +45,7 @@ class Family:
 
 
 FAMILIES = {
-    "gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.ignored),
+    "gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.ignored, gpt2.told_by_tensors),
     "bert": Family(bert.BertConfig.from_dict, bert.Bert, bert.names, bert.PREFIXES, bert.ignored, bert.told_by_tensors),
     "llama": Family(llama.LlamaConfig.from_dict, llama.Llama, llama.names, llama.PREFIXES, llama.ignored),
 }

@@ -229,9 +229,7 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> np.ndarray:
     That is the first the tokenizer has of `ENDS`: GPT-2's `<|endoftext|>`, LLaMA's, BERT's `[SEP]`.
     Truncation and padding set in the tokenizer are not applied. Raises DataError if the tokenizer has no such token.
     """
-    end = next((number for token in ENDS if (number := tokenizer.token_to_id(token)) is not None), None)
-    if end is None:
-        raise DataError(f"the tokenizer has none of {', '.join(ENDS)}; one has to stand between documents")
+    end = end_of_text(tokenizer)
     tokenizer = uncut(tokenizer)
     parts = []
     for start in range(0, len(documents), ENCODE_AT_ONCE):
@@ -239,6 +237,14 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> np.ndarray:
         for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
             parts.append(np.array([*encoding.ids, end], dtype=np.int32))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """Return the token that ends a text: the first of `ENDS` that there is. Raises DataError if there is none."""
+    end = next((number for token in ENDS if (number := tokenizer.token_to_id(token)) is not None), None)
+    if end is None:
+        raise DataError(f"the tokenizer has none of {', '.join(ENDS)}; one has to stand between documents")
+    return end
 
 
 def uncut(tokenizer: Tokenizer) -> Tokenizer:

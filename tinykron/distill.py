@@ -23,6 +23,7 @@ from tinykron.distances import (
     relation_kl,
 )
 from tinykron.errors import ShapeError, TinykronError
+from tinykron.features import inputs
 from tinykron.losses import OF_THE_TEXT, RELATIONS, Losses
 from tinykron.losses import Schedule as Schedule
 from tinykron.models.transformer import Output, check_mask
@@ -200,13 +201,8 @@ class Distillation:
 
 def _run(model: Any, batch: Any, terms: Collection[str]) -> Output:
     """Run a model with what the terms look at inside."""
-    inputs = [batch.ids_BT]
-    if batch.types_BT is not None:
-        inputs += [batch.mask_BT, batch.types_BT]
-    elif batch.mask_BT is not None:
-        inputs += [batch.mask_BT]
     relations = bool(RELATIONS.keys() & set(terms))
-    return model(*inputs, attention_scores="attention" in terms, attention_heads=relations)
+    return model(*inputs(model, batch), attention_scores="attention" in terms, attention_heads=relations)
 
 
 def _logits(out: Output) -> Tensor:

@@ -181,7 +181,7 @@ def evaluate(
     Raises TinykronError, before the model runs, for a model that predicts no tokens and for settings out of range.
     """
     causal = hasattr(model, "cache")
-    if not causal and getattr(model.config, "head", None) != "masked_lm":
+    if getattr(model.config, "head", None) != (None if causal else "masked_lm"):
         raise TinykronError(f"eval: this {type(model).__name__} has no head that predicts tokens")
     if model.tokenizer is None:
         raise TinykronError("eval: the model has no tokenizer to read text with")

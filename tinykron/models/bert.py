@@ -11,6 +11,7 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.models import classes
 from tinykron.models.bert_config import HEADS as HEADS
 from tinykron.models.bert_config import BertConfig as BertConfig
 from tinykron.models.bert_config import told_by_tensors as told_by_tensors
@@ -185,8 +186,7 @@ def with_head(model: Bert, head: str | None, labels: int = 2, generator: Generat
         raise TinykronError(f"head: found {head!r}, expected one of {expected}")
     positive({"labels": labels}, "labels")
     made = copy.deepcopy(model)
-    old = ("id2label", "label2id", "num_labels")
-    extra = {key: value for key, value in model.config.extra.items() if key not in old}
+    extra = classes.without_names(model.config.extra)
     pooler = model.pooler is not None
     made.config = replace(model.config, head=head, labels=labels, has_pooler=pooler, extra=extra)
     if made.config.pooler and made.pooler is None:
