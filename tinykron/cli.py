@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_recipes import recipe_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
 EXAMPLES = """\
 examples:
-  tinykron run kngpt2                          halve the shipped GPT-2, distil it, report (under 3 minutes)
-  tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
+  tinykron run kngpt2                          halve the shipped GPT-2, distil it, fine-tune it, report
+  tinykron run better --model MODEL --data TEXT --set factorise.params=0.3 --out DIR
   tinykron compress MODEL --params 0.5 --out DIR  half the parameters: planned, fitted to a text, measured
   tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
@@ -84,15 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--ratio", type=float, default=2.0, help="by which the factors are smaller (default 2)")
 
     run = verb("run", _run, "run a recipe: take a checkpoint, make a smaller one, report what it cost")
-    run.add_argument("recipe", choices=("kngpt2",), help="kngpt2: Kronecker factors, then light distillation")
+    recipe_options(run)
     takes_model(run, "--model")
-    run.add_argument("--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)")
-    run.add_argument("--out", metavar="DIR", help="folder to make (default: kngpt2, or kngpt2-2 if that exists, ...)")
-    run.add_argument("--share", type=float, default=0.1, help="of the text, for the light training (default 0.1)")
-    run.add_argument("--passes", type=int, default=1, help="over that share (default 1)")
-    run.add_argument(
-        "--head", choices=("tied", "dense"), default="tied", help="output head (default tied; paper: dense)"
-    )
 
     train = verb("train", _train, "train a small model from a configuration, as the shipped ones were made")
     train.add_argument("recipe", nargs="?", metavar="CONFIG", help="TOML file (default: that of the shipped gpt2-tiny)")
@@ -235,25 +229,9 @@ def _finetune(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tinykron import recipes, report
+    from tinykron import cli_recipes
 
-    settings = recipes.KnGPT2(share=options.share, passes=options.passes, head=options.head, seed=options.seed or 0)
-    out = Path(options.out) if options.out else _free(Path(options.recipe))
-    found = recipes.kngpt2(_model_folder(options), options.data, out, settings)
-    if found is None:
-        return 130
-    print(report.as_json(found) if options.json else report.render(found))
-    print(f"report and models: {out}", file=sys.stderr)
-    return 0
-
-
-def _free(folder: Path) -> Path:
-    """Return the first of folder, folder-2, folder-3, ... that does not exist."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+    return cli_recipes.run(options)
 
 
 def _train(options: argparse.Namespace) -> int:

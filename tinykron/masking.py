@@ -27,7 +27,7 @@ class Masking:
     end: int  # id of [SEP]
     mask: int  # id of [MASK]
     vocabulary: int
-    share: float = 0.15  # of the tokens that are to be predicted
+    share: float = 0.15  # of the tokens that are to be predicted; 0: none, the text is read as it is
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Masking:
@@ -42,8 +42,10 @@ class Masking:
         """Return (inputs_BT, targets_BT): `share` of the ids become targets, all others are left out of the loss.
 
         Of those, 80 % read [MASK], 10 % a random token, 10 % stay as they are. Frame tokens are never chosen; each row
-        has at least one target.
+        has at least one target unless `share` is 0.
         """
+        if not self.share:
+            return ids_BT, np.full_like(ids_BT, IGNORED)
         drawn_BT = generator.random(ids_BT.shape)
         drawn_BT[(ids_BT == self.start) | (ids_BT == self.end)] = 2.0
         chosen_BT = (drawn_BT < self.share) | (drawn_BT == drawn_BT.min(axis=1, keepdims=True))

@@ -88,7 +88,7 @@ def _number(value: Any) -> bool:
 class History:
     """What a training went through."""
 
-    settings: Settings
+    settings: Any  # Settings; of a labelled task, FineTuning
     steps: int = 0  # done
     terms: list[dict[str, float]] = field(default_factory=list)  # of each step, before weighting
     gradient_norms: list[float] = field(default_factory=list)  # of each step, before clipping
