@@ -380,3 +380,8 @@ def test_targets_are_checked():
         Distillation(tiny_gpt2(), losses=only("cross_entropy"))(Batch(IDS_BT, np.full_like(IDS_BT, VOCABULARY)))
     ignored = Batch(IDS_BT, np.full_like(IDS_BT, data.IGNORED))
     assert Distillation(tiny_gpt2(), losses=only("cross_entropy"))(ignored)[0].item() == 0.0
+
+
+def test_a_teacher_of_another_vocabulary_is_refused():
+    with pytest.raises(TinykronError, match="the student has 13 tokens and its teacher 14; they read the same ids"):
+        Distillation(tiny_gpt2(), tiny_gpt2(vocab_size=14))

@@ -305,7 +305,7 @@ def _need(tokens: np.ndarray, count: int) -> None:
 
 
 def shipped_folder(kind: str) -> Path:
-    """Return the shipped folder "weights", "recipes" or "lessons": in the installed package, or beside it in a clone."""
+    """Return the shipped folder "weights", "recipes" or "lessons": in the installed package, or beside it."""
     package = Path(__file__).parent
     for folder in (package / kind, package.parent / kind):
         if folder.is_dir():

@@ -76,7 +76,8 @@ class Distillation:
     layers     the teacher's layer for each of the student's; by default `layer_map`
     label_loss (logits, batch) -> scalar: the term "cross_entropy". A task brings its own
     seed       of the adapters' first values
-    Raises TinykronError for losses that need a teacher where none is given, and for a layer map that does not fit.
+    Raises TinykronError for losses that need a teacher where none is given, for a teacher of another vocabulary, and
+    for a layer map that does not fit.
     """
 
     student: Any
@@ -94,6 +95,11 @@ class Distillation:
         generator = np.random.default_rng(self.seed)
         width = len(self.student.norm.weight)
         if self.losses.needs_teacher:
+            ours, theirs = (model.config.vocab_size for model in (self.student, self.teacher))
+            if ours != theirs:
+                raise TinykronError(
+                    f"distillation: the student has {ours} tokens and its teacher {theirs}; they read the same ids"
+                )
             depth, deepest = len(self.student.blocks), len(self.teacher.blocks)
             self.layers = list(self.layers) or layer_map(depth, deepest)
             if len(self.layers) != depth or not all(0 <= layer < deepest for layer in self.layers):

@@ -14,6 +14,7 @@ from tinykron.errors import TinykronError
 from tinykron.kron.controls import rank_of
 from tinykron.kron.plan import Choice, KronPlan
 from tinykron.losses import Losses
+from tinykron.measurement import fills, writes
 from tinykron.models.gpt2 import GPT2
 from tinykron.nn import Embedding, Linear, Unset
 
@@ -24,7 +25,7 @@ def fitting(losses: Losses, model: Any) -> tuple[Losses, list[str]]:
     Raises TinykronError if no term is left.
     """
     without = []
-    if not (hasattr(model, "cache") or getattr(model.config, "head", None) == "masked_lm"):
+    if not writes(model) and not fills(model):
         without += ["cross_entropy", "logits"]
     if getattr(model, "pooler", None) is None:
         without.append("next_sentence")
