@@ -71,6 +71,7 @@ def test_values_are_set_beside_the_file():
         ("factorise.losses.hidden=1", r"factorise: losses: expected a section"),
         ("factorise.preset='none'", r"factorise: preset: found 'none', expected one of kngpt2"),
         ("factorise.params=0.5", r"factorise: expected a preset or params, one of the two"),
+        ("factorise.matrices='none'", r"factorise: matrices: found 'none', expected one of all, linear"),
         ("factorise.head='none'", r"factorise: head: found 'none', expected one of tied, dense"),
         ("finetune.task='none'", r"task: found 'none', expected one of docs/package"),
         ("finetune.losses.hidden={start=1, end=0}", r"finetune: losses: hidden: a schedule is for pretrain"),

@@ -148,10 +148,11 @@ def test_a_bert_is_planned_and_trained_on_text_with_what_it_has(base, tmp_path, 
 
 def test_kroneckerbert_takes_over_its_teachers_head(base, tmp_path):
     pretrain = Pretrain(Losses(attention_form="scores", logits=1.0), share=0.1, batch=2, context=16)
-    plan = Factorise(params=0.7, tokens=256)
+    plan = Factorise(params=0.7, tokens=256, matrices="linear")
     recipe = Recipe("kroneckerbert8", "bert-tiny", plan, pretrain, replace(TASK, epochs=1))
     report = stages.run(recipe, tmp_path / "out", Inputs(base / "encoder", base / "text.txt", base / "task"))
     assert [row.name for row in report.models][-2:] == ["teacher tuned", "distilled tuned"]
+    assert "embedding" not in report.plan
     teacher = tk.load(tmp_path / "out/teacher tuned")
     start = with_head_of(teacher, tk.load(tmp_path / "out/distilled"), tasks.find("glue/sst2"))
     for part in ("head", "pooler"):

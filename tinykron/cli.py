@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
     )
-    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext; similarity/sts")
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; similarity/sts")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
     evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
 
-    tune = verb("finetune", _finetune, "fine-tune a BERT on a labelled task")
+    tune = verb("finetune", _finetune, "fine-tune a model on a labelled task or on a text")
     takes_model(tune)
     finetune_options(tune)
 
@@ -225,7 +225,7 @@ def _compress(options: argparse.Namespace) -> int:
 def _finetune(options: argparse.Namespace) -> int:
     from tinykron import cli_tasks
 
-    return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
+    return cli_tasks.finetune(options, _model_folder(options, cli_tasks.shipped(options.task)))
 
 
 def _run(options: argparse.Namespace) -> int:

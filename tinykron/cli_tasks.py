@@ -12,13 +12,15 @@ from typing import Any
 
 from tinykron.errors import TinykronError
 
-TASK_HELP = "glue/sst2, glue/mnli, ...; squad/1.1, squad/2.0; docs/package, docs/neighbours, docs/returns"
+TASK_HELP = "lm/wikitext; glue/sst2, glue/mnli, ...; squad/1.1, squad/2.0; docs/package, docs/neighbours, docs/returns"
 PRESETS = "tiny, bert, kroneckerbert, kroneckerbert8, kroneckerbert21"
 
 
 def finetune_options(tune: argparse.ArgumentParser) -> None:
     """Add what `finetune` takes beside a model."""
-    tune.add_argument("--task", metavar="TASK", default="docs/package", help=f"{TASK_HELP} (default docs/package)")
+    tune.add_argument(
+        "--task", metavar="TASK", default="docs/package", help=f"{TASK_HELP}; lm/text (default docs/package)"
+    )
     tune.add_argument("--data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
     tune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     tune.add_argument("--preset", metavar="NAME", help=f"settings: {PRESETS} (default tiny without a MODEL, else bert)")
@@ -91,9 +93,11 @@ def _evaluate_similarity(options: argparse.Namespace, folder: Path) -> int:
 
 def finetune(options: argparse.Namespace, folder: Path) -> int:
     """Run `finetune`."""
-    from tinykron import tasks
+    from tinykron import tasks, text_finetune
     from tinykron.finetune import finetune, preset, summary
 
+    if options.task in text_finetune.NAMES:
+        return _finetune_text(options, folder)
     task = tasks.find(options.task)
     lrs, settings = preset(options.preset or ("bert" if options.model else "tiny"), task)
     names = ("epochs", "batch", "accumulate", "context", "patience", "class_weights", "seed")
@@ -108,6 +112,26 @@ def finetune(options: argparse.Namespace, folder: Path) -> int:
         print(_json(asdict(found) | {"out": options.out}))
     else:
         print("\n".join([*summary(found.runs), tasks.render(found.saved)]))
+    return 0
+
+
+def _finetune_text(options: argparse.Namespace, folder: Path) -> int:
+    from tinykron import text_finetune
+
+    if options.preset or options.patience is not None or options.class_weights or options.seeds > 1:
+        raise TinykronError(f"{options.task}: takes neither --preset nor --patience, --seeds or --class-weights")
+    names = ("epochs", "batch", "accumulate", "context", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.lr:
+        if len(options.lr) > 1:
+            raise TinykronError(f"{options.task}: --lr: found {len(options.lr)}, expected one")
+        given["lr"] = options.lr[0]
+    settings = text_finetune.TextTuning(**given)
+    found = text_finetune.finetune_text(folder, options.task, options.out, options.data, settings)
+    if found is None:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    print(_json(asdict(found) | {"out": options.out}) if options.json else text_finetune.render(found))
     return 0
 
 

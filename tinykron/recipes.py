@@ -16,6 +16,7 @@ from tinykron.losses import Losses, Schedule
 
 BASELINES = ("truncated", "low-rank")
 HEADS = ("tied", "dense")
+MATRICES = ("all", "linear")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Factorise:
 
     preset: str | None = None  # a paper's shapes, fitted to the matrices alone
     params: float | None = None  # or a budget, planned and fitted to the text: a share up to 1, or a number
+    matrices: str = "all"  # that a plan may change; "linear": not the embedding
     head: str = "tied"  # of a model whose output matrix is its embedding; "dense": it gets one of its own
     tokens: int = 8192  # of the text, that a plan is calibrated on
 
@@ -32,6 +34,7 @@ class Factorise:
             raise TinykronError("factorise: expected a preset or params, one of the two")
         _one_of("factorise: preset", self.preset, kron.PRESETS, None)
         _one_of("factorise: head", self.head, HEADS)
+        _one_of("factorise: matrices", self.matrices, MATRICES)
         _above("factorise", self, params=0.0, tokens=1)
 
 

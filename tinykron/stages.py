@@ -26,7 +26,7 @@ from tinykron.masking import Masking
 from tinykron.measurement import Measurement, measure, prompt_text
 from tinykron.models.bert import Bert
 from tinykron.models.gpt2 import GPT2
-from tinykron.nn import Module
+from tinykron.nn import Linear, Module
 from tinykron.recipes import Recipe
 from tinykron.report import Report, write
 from tinykron.students import fitting, low_rank_plan, truncate, untie, with_head_of
@@ -193,7 +193,11 @@ class Run:
         settings, plan, seen = self.recipe.factorise, self._preset(), self._seen()
         say("factorising")
         if plan is None:
-            plan = kron.plan(self.teacher, settings.params, calibration=seen, value_bytes=self._bytes, say=say)
+            linear = [name for name, module in self.teacher.modules() if isinstance(module, Linear)]
+            names = linear if settings.matrices == "linear" else None
+            plan = kron.plan(
+                self.teacher, settings.params, calibration=seen, names=names, value_bytes=self._bytes, say=say
+            )
         student = kron.factorise(self.teacher, plan, seen)
         if settings.head == "dense" and student.head is None:
             untie(student, self.teacher)
