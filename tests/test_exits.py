@@ -19,7 +19,7 @@ from tests.bert_checkpoints import bert_tensors, with_class
 from tests.checkpoints import write_folder
 from tests.decoders import deep, greedy_by_confidence
 from tests.helpers import assert_close, host
-from tinykron import exits, gradcheck
+from tinykron import exits
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.generate import changes, generate
 
@@ -271,9 +271,9 @@ def test_sampled_losses_draw_by_weight_and_run_no_deeper_than_drawn():
     model, depths = deep("gpt2", 3), []
 
     class Watched(type(model)):
-        def forward(self, *args: Any, exit: int, **options: Any) -> Any:
-            depths.append(exit)
-            return super().forward(*args, exit=exit, **options)
+        def forward(self, *args: Any, exits: Any, **options: Any) -> Any:
+            depths.append(max(exits))
+            return super().forward(*args, exits=exits, **options)
 
     model.__class__ = Watched
     small = (BATCH[0][:1, :2], BATCH[1][:1, :2])
@@ -301,16 +301,6 @@ def test_inner_exits_learn_from_the_last_which_learns_nothing_from_them(device, 
     gradients(model, [exits.exit_loss(model, BATCH, {1: 1.0, 3: 1.0, 4: 0.0}, distillation=1.0)[0]])
     assert all(parameter.grad is None for parameter in model.blocks[3].parameters())  # its targets stand still
     assert model.blocks[2].mlp.up.weight.grad is not None
-
-
-def test_the_divergence_has_the_gradient_that_differences_have():
-    teacher, counts = np.random.default_rng(1).standard_normal((4, 5)), np.array([True, False, True, True])
-
-    def divergence(logits: Any) -> Any:
-        return exits.kl_divergence(logits, tk.Tensor(teacher), counts)
-
-    gradcheck.gradcheck(divergence, np.random.default_rng(2).standard_normal((4, 5)))
-    assert_close(divergence(tk.Tensor(teacher)), np.float64(0.0))
 
 
 @pytest.mark.parametrize("head", ["masked_lm", "sequence"])

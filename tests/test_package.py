@@ -26,8 +26,9 @@ errors backend tensor shapes ops fused attention gradcheck nn progress
 kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
-models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint data distances losses distill teacher_cache exits
+models.checks models.transformer models.gpt2 models.bert_config models.bert models.llama
+models.exit_parts models.__init__
+safetensors_file tokenizer hub checkpoint data accumulate distances losses distill teacher_cache exits
 sampling continuation partial speculate bitexact generate
 optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
 standins tasks task_train finetune info compress report recipes reproduce relations sorted_study

@@ -73,9 +73,11 @@ def flops_per_token(model: Any, position: int) -> int:
     causal = hasattr(model, "cache")
     once = [] if causal else _used_once_a_text(model)
     count = 0
-    for _, module in model.modules():
+    for name, module in model.modules():
         if isinstance(module, Embedding | KronEmbedding) or any(module is other for other in once):
             continue  # a row is looked up, nothing is multiplied
+        if name.startswith("exit_parts."):
+            continue  # the full model does not go through what an exit has of its own
         count += _product_flops(module)
     attention = model.blocks[0].attention
     seen = position + 1 if causal else 2 * position

@@ -20,6 +20,7 @@ import numpy as np
 
 from tinykron import data, exit_analysis
 from tinykron.exits import SortedLoss, depth_weights, equal_weights
+from tinykron.models.exit_parts import cut
 from tinykron.nn import Embedding
 from tinykron.relations import (
     Answer,
@@ -38,7 +39,7 @@ from tinykron.relations import (
     run,
 )
 from tinykron.relations_decoding import DECODING
-from tinykron.sorted_study import QUICK, Scale, Study, cut, named
+from tinykron.sorted_study import QUICK, Scale, Study, named
 from tinykron.train import fit
 
 RELATIONS: list[Relation] = []
