@@ -31,8 +31,8 @@ models.exit_parts models.__init__
 safetensors_file tokenizer hub checkpoint data accumulate distances losses distill teacher_cache exits
 sampling continuation partial speculate bitexact generate
 optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
-standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
-relations_decoding relations_sorted bench bench_kron cli_tasks cli __init__ __main__
+standins tasks task_train finetune info compress report recipes reproduce relations sort sorted_study
+relations_decoding relations_sorted bench bench_kron cli_tasks cli_exits cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

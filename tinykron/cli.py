@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_exits import sort_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
@@ -23,6 +24,7 @@ examples:
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
   tinykron eval my-bert --task docs/package    how well it does at that
+  tinykron sort --exits 2,4,6 --out my-sorted  fine-tune exits after 2, 4, 6 and all blocks
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
@@ -139,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     takes_model(tune)
     finetune_options(tune)
 
+    sort = verb("sort", _sort, "fine-tune a model so that chosen depths are models of their own, beside baselines")
+    takes_model(sort)
+    sort_options(sort)
+
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
     generate.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
@@ -232,6 +238,12 @@ def _finetune(options: argparse.Namespace) -> int:
     from tinykron import cli_tasks
 
     return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
+
+
+def _sort(options: argparse.Namespace) -> int:
+    from tinykron import cli_exits
+
+    return cli_exits.sort(options, _model_folder(options))
 
 
 def _run(options: argparse.Namespace) -> int:
