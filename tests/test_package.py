@@ -28,10 +28,10 @@ kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linea
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
 models.checks models.transformer models.gpt2 models.bert_config models.bert models.llama
 models.exit_parts models.__init__
-safetensors_file tokenizer hub checkpoint data accumulate distances losses distill teacher_cache exits
-sampling continuation partial speculate bitexact generate
+safetensors_file tokenizer hub checkpoint data instructions accumulate distances losses distill teacher_cache exits
+sampling continuation partial speculate bitexact generate closed_book
 optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
-standins tasks task_train finetune info compress report recipes reproduce relations sort sorted_study
+standins tasks task_train finetune info compress report recipes reproduce relations material sort sorted_study
 relations_decoding relations_sorted bench bench_kron cli_tasks cli_exits cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops

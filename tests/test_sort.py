@@ -144,6 +144,40 @@ def test_a_bert_learns_hidden_tokens_at_every_exit(base: Path, tmp_path: Path) -
         sort.sort(tmp_path / "bert", tmp_path / "no", replace(settings, method="balcony"), base / "text.txt")
 
 
+def facts(folder: Path) -> dict[str, Path]:
+    """Files of instructions and questions with as many entries as are needed to hold some out."""
+    words = ["list", "items", "dict", "keys", "values", "tuples"]
+    entries = [{"instruction": f"the {one} maps {n}", "output": f"the {one}"} for one in words for n in range(9)]
+    asked = [{"Question": one["instruction"], "Answer": {"Value": one["output"]}} for one in entries]
+    (folder / "alpaca.json").write_text(json.dumps(entries))
+    (folder / "trivia.json").write_text(json.dumps({"Data": asked}))
+    return {"instructions": folder / "alpaca.json", "questions": folder / "trivia.json"}
+
+
+@pytest.mark.parametrize("kind", ["instructions", "questions"])
+def test_answers_are_learned_at_every_exit(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture) -> None:
+    files = facts(tmp_path)
+    text = write_text(tmp_path / "text.txt")
+    text.write_text(text.read_text() + files["instructions"].read_text() * 3)
+    make_teacher(tmp_path / "model", text)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    model = tk.load(tmp_path / "model")
+    longer = type(model)(replace(model.config, n_positions=256), np.random.default_rng(0))
+    longer.tokenizer = model.tokenizer
+    tk.save(longer, tmp_path / "longer")
+    settings = Sorting((2,), kind=kind, steps=20, batch=4, lr=5e-3)
+    found = sort.sort(tmp_path / "longer", tmp_path / "out", settings, files[kind], ["extracted", "balcony"])
+    assert found is not None and found.settings.context == 256 and config["n_positions"] == 32
+    assert all(found.losses["sorted"][exit] < 0.7 * found.losses["before"][exit] for exit in (2, 4))
+    assert "54 examples" not in found.trained_on and " examples" in found.trained_on  # some are held out
+    rows = {"before", "sorted", "extracted", "balcony"}
+    assert found.right.keys() == (rows if kind == "questions" else set())
+    if kind == "questions":
+        assert all(0.0 <= share <= 100.0 for row in found.right.values() for share in row.values())
+        assert "exact match" in sort.render(found)
+    assert "examples/s" in capsys.readouterr().err
+
+
 # Stopping, and bad input ----------------------------------------------------------------------------------------------
 
 
@@ -197,6 +231,8 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--exits", "4", "--method", "balcony"], "exits: expected one below the last"),
         (["--exits", "2", "--data", "{base}/short"], "short: found"),
         (["--exits", "2", "--data", "{base}/none.txt"], "none.txt: cannot read text"),
+        (["--exits", "2", "--kind", "instructions"], "text.txt: not JSON"),
+        (["--exits", "2", "--kind", "questions", "--data", "{base}/none.json"], "none.json: expected a file"),
         (["--exits", "2", "--out", "{base}/model"], "exists already"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 from tinykron.errors import TinykronError
 
 METHODS = ("sorted", "plain", "heads", "extracted", "balcony")
+KINDS = ("text", "instructions", "questions")
 LOSSES = ("mean", "sampled", "depth", "rotational")
 
 
@@ -25,10 +26,13 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--draws", type=int, metavar="N", help="exits drawn in a step of --loss sampled")
     sub.add_argument("--scale", type=float, metavar="E", help="by which depth weights grow (default 1)")
     sub.add_argument("--beside", metavar="plain,heads", help="methods to train as long, and to measure beside it")
-    sub.add_argument("--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)")
+    sub.add_argument("--kind", choices=KINDS, help="of the data: text (default), Alpaca's or TriviaQA's layout")
+    sub.add_argument("--data", metavar="TEXT", help="file, or folder of text (default: what every Python carries)")
     sub.add_argument("--steps", type=int, metavar="N", help="of training (default 300)")
-    sub.add_argument("--batch", type=int, metavar="N", help="windows of a step (default 8)")
-    sub.add_argument("--context", type=int, metavar="N", help="tokens of a window, at most (default 128)")
+    sub.add_argument("--batch", type=int, metavar="N", help="windows or examples of a step (default 8)")
+    sub.add_argument(
+        "--context", type=int, metavar="N", help="tokens of a window (default 128) or example (default 512), at most"
+    )
     sub.add_argument("--lr", type=float, help="learning rate (default 5e-4)")
 
 

@@ -6,16 +6,18 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tinykron import checkpoint, data, exit_analysis
-from tinykron.errors import CheckpointError, DataError, TinykronError
+from tinykron.closed_book import exact_matches
+from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import bounded_exp
 from tinykron.exits import Batch, SortedLoss, depth_weights, equal_weights
 from tinykron.hub import resolve
-from tinykron.masking import Masking
+from tinykron.instructions import Example
+from tinykron.material import CONTEXTS, KINDS, Material, read
 from tinykron.models.exit_parts import add_parts, cut
 from tinykron.models.transformer import trained_exits
 from tinykron.train import Settings, fit
@@ -33,28 +35,28 @@ LOSSES = {
     "depth": "weights that grow with depth: LayerSkip (arXiv 2404.16710)",
     "rotational": "the same, and in each step one inner exit beside the last: LayerSkip's curriculum",
 }
-MEASURED_TOKENS = 16384  # of held-out text, at most
 
 
 @dataclass(frozen=True)
 class Sorting:
-    """What is trained, and how. Tokens of a run: steps * batch * context."""
+    """What is trained, and how. A run of `steps` reads so many batches of `batch` windows, or examples."""
 
     exits: tuple[int, ...]  # numbers of blocks; all blocks are always among them
     method: str = "sorted"
+    kind: str = "text"  # of what it learns from
     loss: str = "mean"
     distil: float = 0.0  # share of an inner exit's loss that is the KL from the last exit
     draws: int = 0  # of "sampled": exits drawn in a step; 0: as many as there are
     scale: float = 1.0  # of "depth" and "rotational": LayerSkip's e_scale
     steps: int = 300
     batch: int = 8
-    context: int = 128
+    context: int = 0  # tokens of a window or example, at most; 0: as CONTEXTS has it
     lr: float = 5e-4
     weight_decay: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("loss", LOSSES)):
+        for name, known in (("method", METHODS), ("loss", LOSSES), ("kind", KINDS)):
             if getattr(self, name) not in known:
                 raise TinykronError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if not 0.0 <= self.distil <= 1.0:
@@ -70,21 +72,10 @@ class Sorting:
     @property
     def training(self) -> Settings:
         """What the training loop takes: a cosine after a short warm-up."""
-        steps = self.steps
+        warmup, context = self.steps // 20, self.context or CONTEXTS[self.kind]
         return Settings(
-            steps, self.batch, self.context, lr=self.lr, warmup=steps // 20, weight_decay=self.weight_decay,
-            seed=self.seed,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Material:
-    """What exits are trained and measured on."""
-
-    training: Any  # token ids (N,)
-    held_out: Sequence[Batch]
-    masking: Masking | None
-    said: str  # where it is from, for the card
+            self.steps, self.batch, context, lr=self.lr, warmup=warmup, weight_decay=self.weight_decay, seed=self.seed
+        )
 
 
 @dataclass(frozen=True)
@@ -96,31 +87,11 @@ class Sorted:
     trained_on: str
     held_out: int  # targets that each loss is the mean of
     losses: dict[str, dict[int, float]]  # "before", the method, those beside it: {blocks: nats a token}
+    right: dict[str, dict[int, float]] = field(default_factory=dict)  # likewise, questions answered right, in per cent
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as plain values, for JSON."""
         return asdict(self)
-
-
-# Material -------------------------------------------------------------------------------------------------------------
-
-
-def text(model: Any, source: str | Path | None, settings: Sorting) -> Material:
-    """Return a text to train on, and windows of what is held out. Raises DataError for one that is too short."""
-    masked = not hasattr(model, "cache")
-    masking = Masking.of(model.tokenizer) if masked else None
-    training, held_out = (data.encode(model.tokenizer, part) for part in data.split(data.documents(source)))
-    need = settings.context - 1 if masked else settings.context + 1
-    if len(training) < need or len(held_out) < 2:
-        found = f"found {len(training)} tokens to train on and {len(held_out)} held out"
-        raise DataError(f"{source or 'the embedded text'}: {found}, need {need} and 2: give more, or a shorter context")
-    measured = held_out[:MEASURED_TOKENS]
-    windows = masking.windows if masking else data.windows
-    inputs_WT, targets_WT = windows(measured, settings.context)
-    rows = max(1, exit_analysis.TOKENS_AT_ONCE // settings.context)
-    batches = [(inputs_WT[i : i + rows], targets_WT[i : i + rows]) for i in range(0, len(inputs_WT), rows)]
-    said = str(source) if source else "the language reference and docstrings that every Python carries"
-    return Material(training, batches, masking, f"{said}: {len(training):,} tokens")
 
 
 # The methods ----------------------------------------------------------------------------------------------------------
@@ -218,6 +189,14 @@ def losses_by_exit(models: Models, batches: Sequence[Batch]) -> dict[int, float]
     return dict(sorted(found.items()))
 
 
+def right_by_exit(models: Models, questions: Sequence[Example]) -> dict[int, float]:
+    """Return the share of questions that each exit answers right, in per cent."""
+    found = {}
+    for exit, model in sorted(models.items()):
+        found[exit] = exact_matches(model, questions, exit if exit < len(model.blocks) else None)
+    return found
+
+
 # The verb -------------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +212,7 @@ def sort(
 
     model   folder, cache path or cached hub id: any decoder, or a BERT with its masked-token head
     out     folder to make: a checkpoint whose config.json holds the exits; of "extracted", one folder for each exit
-    source  text file or folder; None: the text that every Python carries
+    source  text file or folder, or a file of examples, as the settings' kind says; None: what every Python carries
     beside  further methods to train for as long on the same batches, and to measure beside it; they are not saved
     Progress is kept in the folder `<out>.training`: after a Ctrl-C, which returns None, or a kill, the same call
     continues there. Raises TinykronError, before any training, if `out` exists or something does not fit.
@@ -245,9 +224,18 @@ def sort(
     settings = _fitting(start, settings, beside)
     if start.tokenizer is None:
         raise CheckpointError(f"{folder}: expected a tokenizer.json, to read text with")
-    material = text(start, source, settings)
+    material = read(start, source, settings.context, settings.kind)
     run = Run(start, material, settings, out.with_name(out.name + ".training"))
-    losses = {"before": losses_by_exit(dict.fromkeys(settings.exits, start), material.held_out)}
+    losses: dict[str, dict[int, float]] = {}
+    right: dict[str, dict[int, float]] = {}
+
+    def measure(name: str, models: Models) -> None:
+        say(f"measuring {name}")
+        losses[name] = losses_by_exit(models, material.held_out)
+        if material.questions:
+            right[name] = right_by_exit(models, material.questions)
+
+    measure("before", dict.fromkeys(settings.exits, start))
     dtype, result = checkpoint.stored_dtype(folder), run.folder / "result"
     for name in dict.fromkeys((settings.method, *beside)):
         try:
@@ -255,12 +243,12 @@ def sort(
         except KeyboardInterrupt:  # a training has kept its progress
             return None
         if name == settings.method:
-            say(f"saving and measuring {name}")
+            say(f"saving {name}")
             shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
             models = _save(models, result, dtype)  # rounded as they are saved
-        losses[name] = losses_by_exit(models, material.held_out)
+        measure(name, models)
     counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
-    found = Sorted(str(out), settings, material.said, counted, losses)
+    found = Sorted(str(out), settings, material.said, counted, losses, right)
     try:
         (result / "README.md").write_text(_card(out.name, folder.name, found), encoding="utf-8")
         os.replace(result, out)
@@ -280,6 +268,8 @@ def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:
     if not hasattr(model, "cache"):
         if getattr(model.config, "head", None) != "masked_lm":
             raise TinykronError(f"sort: this {type(model).__name__} has no head that predicts tokens")
+        if settings.kind != "text":
+            raise TinykronError(f"sort: {settings.kind}: for decoders, found a {type(model).__name__}")
         if found := sorted(methods & {"heads", "balcony"}):
             raise TinykronError(f"sort: {', '.join(found)}: for decoders, found a {type(model).__name__}")
     if model.exit_parts if hasattr(model, "cache") else ():
@@ -291,7 +281,7 @@ def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:
     return replace(
         settings,
         exits=exits if exits[-1] == blocks else (*exits, blocks),
-        context=min(settings.context, model.context),
+        context=min(settings.context or CONTEXTS[settings.kind], model.context),
     )
 
 
@@ -309,22 +299,25 @@ def _save(models: Models, result: Path, dtype: str) -> Models:
 
 def render(found: Sorted) -> str:
     """Return the losses of each method by exit, with perplexities, as lines for a terminal."""
-    return "\n".join(
-        [
-            f"held-out loss in nats a token (perplexity) by exit, {found.held_out:,} tokens",
-            *_aligned(table(found)),
-            f"saved: {found.folder}",
-        ]
-    )
+    lines = []
+    for title, rows in tables(found).items():
+        lines += [title, *_aligned(rows)]
+    return "\n".join([*lines, f"saved: {found.folder}"])
 
 
-def table(found: Sorted) -> list[list[str]]:
-    """Return a heading and a row for each method."""
+def tables(found: Sorted) -> dict[str, list[list[str]]]:
+    """Return tables by their titles: a heading and a row for each method."""
     exits = found.settings.exits
-    rows = [["", *(f"{exit} blocks" for exit in exits)]]
-    for name, losses in found.losses.items():
-        rows.append([name, *(f"{losses[exit]:.3f} ({bounded_exp(losses[exit]):.1f})" for exit in exits)])
-    return rows
+    heading = ["", *(f"{exit} blocks" for exit in exits)]
+    rows = [
+        [name, *(f"{losses[exit]:.3f} ({bounded_exp(losses[exit]):.1f})" for exit in exits)]
+        for name, losses in found.losses.items()
+    ]
+    made = {f"held-out loss in nats a token (perplexity) by exit, {found.held_out:,} tokens": [heading, *rows]}
+    if found.right:
+        shares = [[name, *(f"{right[exit]:.1f}" for exit in exits)] for name, right in found.right.items()]
+        made["held-out questions answered right (exact match), in per cent"] = [heading, *shares]
+    return made
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -333,22 +326,18 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _card(name: str, model: str, found: Sorted) -> str:
-    settings = {field.name: getattr(found.settings, field.name) for field in fields(found.settings)}
-    heading, *rows = ["| " + " | ".join(row) + " |" for row in table(found)]
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            f"{model}, fine-tuned by tinykron with the method {found.settings.method}: "
-            f"{METHODS[found.settings.method]}.",
-            "",
-            f"- trained on {found.trained_on}",
-            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items())}",
-            f"- held-out loss in nats a token (perplexity) by exit, {found.held_out:,} tokens, of the saved weights:",
-            "",
-            heading,
-            "|" + "---|" * (len(found.settings.exits) + 1),
-            *rows,
-            "",
-        ]
-    )
+    settings = {one.name: getattr(found.settings, one.name) for one in fields(found.settings)}
+    lines = [
+        f"# {name}",
+        "",
+        f"{model}, fine-tuned by tinykron with the method {found.settings.method}: {METHODS[found.settings.method]}.",
+        "",
+        f"- trained on {found.trained_on}",
+        f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items())}",
+        "",
+    ]
+    for title, rows in tables(found).items():
+        heading, *body = ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [f"{title.capitalize()}; of {found.settings.method}, of the weights as they were saved:", ""]
+        lines += [heading, "|" + "---|" * len(rows[0]), *body, ""]
+    return "\n".join(lines)
