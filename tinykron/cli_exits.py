@@ -20,6 +20,7 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
     """Add what `sort` takes beside a model."""
     sub.add_argument("--exits", metavar="2,4,6", help="numbers of blocks to leave after; all blocks are always one")
     sub.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    sub.add_argument("--config", metavar="FILE", help="settings in TOML, or sorted-llama: the paper's")
     sub.add_argument("--method", choices=METHODS, help="sorted, or a baseline (default sorted)")
     sub.add_argument("--loss", choices=LOSSES, help="of sorted: how exits are weighted (default mean)")
     sub.add_argument("--distil", type=float, metavar="SHARE", help="of an inner exit's loss: KL from the last exit")
@@ -40,11 +41,13 @@ def sort(options: argparse.Namespace, folder: Path) -> int:
     """Run `sort`."""
     from tinykron import sort
 
-    names = [field.name for field in fields(sort.Sorting) if field.name != "exits"]
-    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    if options.exits is None:
-        raise TinykronError("sort: expected --exits, such as 2,4,6")
-    settings = sort.Sorting(exits=_numbers(options.exits), **given)
+    names: list[str] = [field.name for field in fields(sort.Sorting) if field.name != "exits"]
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if options.exits is not None:
+        given["exits"] = _numbers(options.exits)
+    elif options.config is None:
+        raise TinykronError("sort: expected --exits, such as 2,4,6, or --config")
+    settings = sort.Sorting.read(options.config, **given) if options.config else sort.Sorting(**given)
     beside = options.beside.split(",") if options.beside else []
 
     def say(line: str) -> None:

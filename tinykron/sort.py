@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -37,9 +38,13 @@ LOSSES = {
 }
 
 
+RECIPES = ("sorted-llama",)
+NAMES = {tuple: "a list of numbers of blocks", str: "a text", int: "a whole number", float: "a number"}
+
+
 @dataclass(frozen=True)
 class Sorting:
-    """What is trained, and how. A run of `steps` reads so many batches of `batch` windows, or examples."""
+    """What is trained, and how. A step reads `batch` windows or examples, `accumulate` times."""
 
     exits: tuple[int, ...]  # numbers of blocks; all blocks are always among them
     method: str = "sorted"
@@ -50,6 +55,7 @@ class Sorting:
     scale: float = 1.0  # of "depth" and "rotational": LayerSkip's e_scale
     steps: int = 300
     batch: int = 8
+    accumulate: int = 1  # batches whose gradients are averaged before a step
     context: int = 0  # tokens of a window or example, at most; 0: as CONTEXTS has it
     lr: float = 5e-4
     weight_decay: float = 0.0
@@ -69,13 +75,42 @@ class Sorting:
             raise TinykronError(f"scale: found {self.scale!r}, expected a number above 0")
         _ = self.training  # refuses what no training takes
 
+    @classmethod
+    def read(cls, source: str | Path, **others: Any) -> Sorting:
+        """Return settings from a TOML file, or of a recipe that ships with tinykron: "sorted-llama".
+
+        others  take the place of what the file says
+        Raises TinykronError naming the file and the key.
+        """
+        path = Path(__file__).with_name(f"{source}.toml") if str(source) in RECIPES else Path(source)
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise TinykronError(f"{path}: expected settings in TOML, or one of {', '.join(RECIPES)}: {error}") from None
+        kinds = {one.name: type(one.default) for one in fields(cls) if one.name != "exits"}
+        for key, value in content.items():
+            kind = tuple if key == "exits" else kinds.get(key)
+            if kind is None:
+                raise TinykronError(f"{path}: {key}: unknown, expected some of exits, {', '.join(kinds)}")
+            if kind is float and type(value) is int:
+                content[key] = float(value)
+            elif kind is tuple and isinstance(value, list):
+                content[key] = tuple(value)
+            elif type(value) is not kind:
+                raise TinykronError(f"{path}: {key}: found {value!r}, expected {NAMES[kind]}")
+        given = content | others
+        if "exits" not in given:
+            raise TinykronError(f"{path}: expected exits, such as [2, 4, 6], in the file or beside it")
+        return cls(**given)
+
     @property
     def training(self) -> Settings:
         """What the training loop takes: a cosine after a short warm-up."""
         warmup, context = self.steps // 20, self.context or CONTEXTS[self.kind]
         return Settings(
-            self.steps, self.batch, context, lr=self.lr, warmup=warmup, weight_decay=self.weight_decay, seed=self.seed
-        )
+            self.steps, self.batch, context, self.accumulate, lr=self.lr, warmup=warmup,
+            weight_decay=self.weight_decay, seed=self.seed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +142,16 @@ def objective(model: Any, settings: Sorting) -> SortedLoss:
         return SortedLoss(model, equal_weights(exits), settings.distil, draws)
     rotation = max(1, len(exits) - 1) if settings.loss == "rotational" else 1
     return SortedLoss(model, depth_weights(exits, blocks, settings.scale), settings.distil, rotation=rotation)
+
+
+def on_frozen(model: Any, kind: str, exits: Sequence[int]) -> Any:
+    """Give exits parts of their own, the only ones that training changes from now on; change `model` and return it."""
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for part in add_parts(model, kind, exits).exit_parts:
+        for parameter in part.parameters():
+            parameter.requires_grad = True
+    return model
 
 
 @dataclass(frozen=True)
@@ -141,7 +186,7 @@ class Run:
 
     def heads(self) -> Models:
         """After plain fine-tuning train one head for each inner exit; the trunk stands still."""
-        model = self._on_frozen(self.plain()[len(self.start.blocks)], "heads")
+        model = on_frozen(self.plain()[len(self.start.blocks)], "heads", self._inner)
         self.train(model, SortedLoss(model, equal_weights(self._inner)), "heads")
         return self._served(model, self.settings.exits)
 
@@ -154,7 +199,7 @@ class Run:
 
     def balcony(self) -> Models:
         """Train a block and a norm for each inner exit towards the full model's predictions; that stands still."""
-        model = self._on_frozen(copy.deepcopy(self.start), "blocks")
+        model = on_frozen(copy.deepcopy(self.start), "blocks", self._inner)
         weights = equal_weights(self._inner) | {len(model.blocks): 0.0}
         self.train(model, SortedLoss(model, weights, pull=1.0), "balcony")
         return self._served(model, self.settings.exits)
@@ -165,15 +210,6 @@ class Run:
         if not inner:
             raise TinykronError("exits: expected one below the last, to have a part of its own")
         return inner
-
-    def _on_frozen(self, model: Any, kind: str) -> Any:
-        add_parts(model, kind, self._inner)
-        for parameter in model.parameters():
-            parameter.requires_grad = False
-        for part in model.exit_parts:
-            for parameter in part.parameters():
-                parameter.requires_grad = True
-        return model
 
     def _served(self, model: Any, exits: tuple[int, ...]) -> Models:
         model.exits = exits
