@@ -12,8 +12,9 @@ import pytest
 import tinykron as tk
 from tests.decoders import DATA, tiny_gpt2
 from tests.test_exit_parts import with_parts
-from tinykron import closed_book, data
+from tinykron import cli, closed_book, data
 from tinykron.closed_book import answers, exact_match, exact_matches, normalised, read_questions
+from tinykron.data import shipped_folder
 from tinykron.errors import DataError
 from tinykron.instructions import encode
 from tinykron.metrics import normalised as of_squad
@@ -181,3 +182,20 @@ def test_a_long_prompt_loses_its_beginning_and_none_is_an_error(asked: Any) -> N
     with pytest.raises(DataError, match="expected questions"):
         exact_matches(model, [])
     assert np.isfinite(exact_matches(model, [long]))
+
+
+def test_the_command_line_answers_by_every_exit(asked: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model, _ = asked
+    entries = [{"Question": asked, "Answer": {"Value": value}} for asked, value in FACTS.items()]
+    write(tmp_path / "q.json", *entries)
+    for exits in ((2, 3), ()):
+        model.exits = exits
+        tk.save(model, tmp_path / f"model{len(exits)}")
+    given = ["eval", str(tmp_path / "model2"), "--task", "qa/closed-book", "--data", str(tmp_path / "q.json")]
+    assert cli.main(given) == 0
+    assert capsys.readouterr().out == "exact match of 3 answers\n2 blocks: 100.00 %\n3 blocks: 100.00 %\n"
+    assert cli.main([*given[:1], str(tmp_path / "model0"), *given[2:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact_match"] == {"3": 100.0}
+    assert cli.main([*given, "--stride", "3"]) == 2
+    assert cli.main(["eval", str(shipped_folder("weights") / "bert-tiny"), *given[2:]]) == 2
+    assert "expected a causal model with a tokenizer, found a Bert" in capsys.readouterr().err

@@ -303,6 +303,25 @@ def test_inner_exits_learn_from_the_last_which_learns_nothing_from_them(device, 
     assert model.blocks[2].mlp.up.weight.grad is not None
 
 
+@pytest.mark.parametrize("pull", [0.0, 0.5, 1.0])
+def test_it_is_all_the_same_how_many_positions_the_head_reads_at_once(device, monkeypatch, pull):
+    model, found = deep("llama", 5), []
+    for at_once in (256, 5, 1):
+        monkeypatch.setattr(exits, "POSITIONS_AT_ONCE", at_once)
+        loss, terms = exits.exit_loss(model, BATCH, {1: 0.5, 3: 1.0, 4: 2.0}, pull)
+        found.append((loss.item(), terms, gradients(model, [loss * 0.5])))
+    for value, terms, grads in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5)
+        assert terms == pytest.approx(found[0][1], rel=1e-4) and list(terms) == list(found[0][1])
+        assert_gradients(grads, found[0][2])
+
+
+def test_targets_of_which_none_counts_make_a_loss_of_nothing():
+    model = deep("gpt2", 4)
+    loss, _ = exits.exit_loss(model, (BATCH[0], np.full_like(BATCH[1], -100)), {1: 1.0, 4: 1.0})
+    assert loss.item() == 0.0 and not any(gradient.any() for gradient in gradients(model, [loss]))
+
+
 @pytest.mark.parametrize("head", ["masked_lm", "sequence"])
 def test_an_encoders_exits_have_losses_too(tmp_path, head):
     config = with_class(head, num_hidden_layers=3)

@@ -15,7 +15,7 @@ from tests.helpers import host
 from tests.test_recipes import make_teacher, write_text
 from tests.tiny_tasks import TOKENIZER, tiny_bert
 from tests.tiny_training import interrupt
-from tinykron import cli, data, sort
+from tinykron import cli, data, kron, sort
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.models.exit_parts import cut, kind_of
 from tinykron.sort import METHODS, Sorting
@@ -176,6 +176,19 @@ def test_answers_are_learned_at_every_exit(tmp_path: Path, kind: str, capsys: py
         assert all(0.0 <= share <= 100.0 for row in found.right.values() for share in row.values())
         assert "exact match" in sort.render(found)
     assert "examples/s" in capsys.readouterr().err
+
+
+def test_a_factorised_model_is_sorted_and_keeps_its_plan(base: Path, tmp_path: Path) -> None:
+    model = tk.load(base / "model")
+    plan = kron.kngpt2_plan(model)
+    tk.save(kron.factorise(model, plan), tmp_path / "small")
+    for method in ("sorted", "heads", "balcony"):
+        out = tmp_path / method
+        found = sort.sort(tmp_path / "small", out, replace(SETTINGS, method=method), base / "text.txt")
+        assert found is not None and found.losses[method].keys() == {1, 3, 4}
+        saved = tk.load(out)
+        assert saved.exits == (1, 3, 4) and kron.plan_of(saved).keys() >= set(plan)
+        assert set(json.loads((out / "config.json").read_text())["tinykron"]) >= {"kron", "exits"}
 
 
 # Stopping, and bad input ----------------------------------------------------------------------------------------------

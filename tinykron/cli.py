@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
     )
-    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext; similarity/sts")
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext; qa/closed-book; similarity/sts")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
     evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(

@@ -8,16 +8,19 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tinykron.data import end_token
-from tinykron.errors import DataError
+from tinykron.errors import DataError, TinykronError
 from tinykron.generate import generate
 from tinykron.instructions import Example, file_text, kind_of, parse_json
 from tinykron.models.exit_parts import cut
 from tinykron.models.exit_parts import kind_of as parts_of
+from tinykron.progress import Progress
 
+NAME = "qa/closed-book"
 PROMPT = "Question: {question}\nAnswer:"
 NEW_TOKENS = 24  # of an answer, at most
 ROWS = 16  # questions that are answered side by side
@@ -112,31 +115,37 @@ def exact_match(answer: str, accepted: Sequence[str]) -> bool:
     return normalised(answer) in {normalised(one) for one in accepted}
 
 
-def answers(model: Any, examples: Sequence[Example], exit: int | None = None) -> list[str]:
+def answers(model: Any, examples: Sequence[Example], exit: int | None = None, title: str = "") -> list[str]:
     """Return what an exit of a decoder, or all of it, answers greedily: the first line that it writes.
 
-    A prompt that leaves no room for an answer in the model's context loses its beginning.
+    A prompt that leaves no room for an answer in the model's context loses its beginning. With a `title`, progress is
+    shown. Raises TinykronError for a model without a tokenizer, or one that writes nothing.
     """
+    if model.tokenizer is None or not hasattr(model, "cache"):
+        raise TinykronError(f"{NAME}: expected a causal model with a tokenizer, found a {type(model).__name__}")
     if exit is not None and parts_of(model) == "blocks":
         model, exit = cut(model, exit), None  # its own block has no place in the trunk's cache
     count = min(NEW_TOKENS, model.context // 2)
     ids = [model.tokenizer.encode(example.prompt).ids[count - model.context :] for example in examples]
     written, end = [""] * len(ids), end_token(model.tokenizer)
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))  # little padding within a batch
-    for start in range(0, len(order), ROWS):
-        rows = order[start : start + ROWS]
-        longest = max(len(ids[row]) for row in rows)
-        texts = generate(model, [ids[row] for row in rows], count, exit=exit, stop=end)
-        for row, text in zip(rows, texts, strict=True):
-            lines = model.tokenizer.decode(text[longest:].tolist()).strip().splitlines()
-            written[row] = lines[0] if lines else ""
+    with Progress(title, len(order), "questions") if title else nullcontext() as progress:
+        for start in range(0, len(order), ROWS):
+            rows = order[start : start + ROWS]
+            longest = max(len(ids[row]) for row in rows)
+            texts = generate(model, [ids[row] for row in rows], count, exit=exit, stop=end)
+            for row, text in zip(rows, texts, strict=True):
+                lines = model.tokenizer.decode(text[longest:].tolist()).strip().splitlines()
+                written[row] = lines[0] if lines else ""
+            if progress:
+                progress.advance(len(rows))
     return written
 
 
-def exact_matches(model: Any, examples: Sequence[Example], exit: int | None = None) -> float:
-    """Return the share of questions that are answered right, in per cent."""
+def exact_matches(model: Any, examples: Sequence[Example], exit: int | None = None, title: str = "") -> float:
+    """Return the share of questions that are answered right, in per cent. Raises DataError without a question."""
     if not examples:
         raise DataError("exact match: expected questions, found none")
-    found = answers(model, examples, exit)
+    found = answers(model, examples, exit, title)
     right = [exact_match(answer, example.accepted) for answer, example in zip(found, examples, strict=True)]
     return 100.0 * sum(right) / len(right)

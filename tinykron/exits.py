@@ -179,7 +179,8 @@ def exit_loss(
     parts = _parts(model, leaves, to_host(targets), weights, distillation, terms)
     parameters = model.parameters()
     loss = accumulated(parts, [*leaves.values(), *parameters], [*states.values(), *parameters])
-    return loss, terms
+    names = [name for exit in leaves for name in (f"exit {exit}", f"exit {exit} KL")]
+    return loss, {name: terms[name] for name in names if name in terms}
 
 
 def _leaf(state: Tensor) -> Tensor:
@@ -200,20 +201,21 @@ def _parts(
     """Yield what each exit adds to the loss, block by block of positions; add to `terms` each exit's own values."""
     last = max(weights)
     for select, targets_N, share in _blocks(targets):
-        with no_grad():
-            teacher = model.read(select(states[last]), last) if distillation else None
-        for exit, state in states.items():
+        teacher = None
+        for exit in sorted(states, key=lambda exit: exit != last):  # the last one first: the others are told by it
+            logits = model.read(select(states[exit]), exit)
             pull = distillation if exit != last else 0.0
+            if distillation and exit == last:
+                teacher = logits.data
             if not weights[exit]:
                 continue
-            logits = model.read(select(state), exit)
             loss: list[Tensor] = []
             if pull < 1.0:
                 cross_entropy = fused.cross_entropy(logits, targets_N, IGNORED)
                 _add(terms, f"exit {exit}", cross_entropy, share)
                 loss.append(cross_entropy * (weights[exit] * (1.0 - pull) * share))
             if pull and teacher is not None:
-                kl = logit_kl(logits, teacher.data)
+                kl = logit_kl(logits, teacher)
                 _add(terms, f"exit {exit} KL", kl, share)
                 loss.append(kl * (weights[exit] * pull * share))
             yield total(loss)

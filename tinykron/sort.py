@@ -229,7 +229,7 @@ def right_by_exit(models: Models, questions: Sequence[Example]) -> dict[int, flo
     """Return the share of questions that each exit answers right, in per cent."""
     found = {}
     for exit, model in sorted(models.items()):
-        found[exit] = exact_matches(model, questions, exit if exit < len(model.blocks) else None)
+        found[exit] = exact_matches(model, questions, exit if exit < len(model.blocks) else None, "answering")
     return found
 
 
