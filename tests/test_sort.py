@@ -15,7 +15,7 @@ from tests.helpers import host
 from tests.test_recipes import make_teacher, write_text
 from tests.tiny_tasks import TOKENIZER, tiny_bert
 from tests.tiny_training import interrupt
-from tinykron import cli, data, kron, sort
+from tinykron import cli, data, info, kron, sort
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.models.exit_parts import cut, kind_of
 from tinykron.sort import METHODS, Sorting
@@ -81,6 +81,8 @@ def test_the_folder_says_its_exits(base: Path, made: dict[str, sort.Sorted]) -> 
     }
     config = json.loads((base / "sorted" / "config.json").read_text())
     assert config["tinykron"] == {"exits": [1, 3, 4]}
+    assert "exits after 1, 3, 4 blocks were trained" in info.render(info.describe(base / "sorted", told["sorted"]))
+    assert "exits after" not in info.render(info.describe(base / "plain", told["plain"]))
 
 
 def test_plain_is_what_fit_does_without_exits(base: Path, made: dict[str, sort.Sorted], tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Info:
     vocabulary: int
     parameters: int
     head: str  # where the logits come from
+    exits: tuple[int, ...]  # depths that were trained to be left at
     bytes: int  # of the tensor files
     dtype: str  # of most values in them
     flops_per_token: int  # forward, at half the context
@@ -183,6 +184,7 @@ def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
         vocabulary=model.config.vocab_size,
         parameters=total,
         head=_head_in_words(model),
+        exits=model.exits,
         bytes=sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
         dtype=checkpoint.stored_dtype(folder),
         flops_per_token=flops_per_token(model, model.context // 2),
@@ -203,6 +205,7 @@ def render(info: Info) -> str:
     lines = [
         f"{info.folder}: {info.architecture}, {info.layers} layers of width {info.width} (MLP {info.inner}), {heads}",
         f"context {info.context:,}, vocabulary {info.vocabulary:,}; output head: {info.head}",
+        *([f"exits after {', '.join(map(str, info.exits))} blocks were trained"] if info.exits else []),
         f"{info.parameters:,} parameters, {info.bytes:,} bytes on disk ({info.dtype}), "
         f"{info.flops_per_token / 1e6:,.2f} MFLOPs a token at half the context",
         "",

@@ -191,11 +191,12 @@ class Run:
         return self._served(model, self.settings.exits)
 
     def extracted(self) -> Models:
-        """Cut each exit out and train it by itself; the full model is one of them."""
-        models = {exit: cut(self.start, exit) for exit in self.settings.exits}
+        """Cut each inner exit out and train it by itself; the full model is that of plain fine-tuning."""
+        models = {exit: cut(self.start, exit) for exit in self._inner}
         for exit, model in models.items():
             self.train(model, SortedLoss(model, {exit: 1.0}), f"extracted-{exit}")
-        return models
+        blocks = len(self.start.blocks)
+        return models | {blocks: self.plain()[blocks]}
 
     def balcony(self) -> Models:
         """Train a block and a norm for each inner exit towards the full model's predictions; that stands still."""
