@@ -54,7 +54,7 @@ def test_exits_are_classifiers_too(device):
     assert out.exits[1].shape == (2, 3)
 
 
-def test_a_pair_is_joined_by_the_end_of_text_and_the_longer_one_cut():
+def test_a_pair_is_joined_by_the_end_token_and_the_longer_one_cut():
     first, second = (TOKENIZER.encode(text).ids for text in ("page of the page", "tells"))
     assert encode(TOKENIZER, [("page of the page", "tells")], 32)[0] == (
         [*first, END, *second],

@@ -16,8 +16,9 @@ from tinykron.distill import Batch
 from tinykron.errors import TinykronError
 from tinykron.exits import SortedLoss, equal_weights, exit_loss
 from tinykron.fused import cross_entropy
+from tinykron.models.exit_parts import cut
 from tinykron.relations_decoding import DECODING, s9
-from tinykron.sorted_study import Scale, Study, cut
+from tinykron.sorted_study import Scale, Study
 from tinykron.train import Settings, fit
 
 SMALL = Scale(steps=2, batch=1, context=16, held_out=128, prompts=2, new_tokens=3, seeds=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_exits import sort_options
 from tinykron.cli_recipes import recipe_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
@@ -24,6 +25,7 @@ examples:
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
   tinykron eval my-bert --task docs/package    how well it does at that
+  tinykron sort --exits 2,4,6 --out my-sorted  fine-tune exits after 2, 4, 6 and all blocks
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
     )
-    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; similarity/sts")
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; qa/closed-book; similarity/sts")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
     evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
@@ -132,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     tune = verb("finetune", _finetune, "fine-tune a model on a labelled task or on a text")
     takes_model(tune)
     finetune_options(tune)
+
+    sort = verb("sort", _sort, "fine-tune a model so that chosen depths are models of their own, beside baselines")
+    takes_model(sort)
+    sort_options(sort)
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
@@ -226,6 +232,12 @@ def _finetune(options: argparse.Namespace) -> int:
     from tinykron import cli_tasks
 
     return cli_tasks.finetune(options, _model_folder(options, cli_tasks.shipped(options.task)))
+
+
+def _sort(options: argparse.Namespace) -> int:
+    from tinykron import cli_exits
+
+    return cli_exits.sort(options, _model_folder(options))
 
 
 def _run(options: argparse.Namespace) -> int:

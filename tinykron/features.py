@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinykron.data import end_of_text
+from tinykron.data import end_token
 from tinykron.errors import TinykronError
 from tinykron.nn import Module, evaluating
 from tinykron.progress import Progress
@@ -58,7 +58,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], context: int)
 
 
 def _joined(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], context: int) -> list[tuple[list[int], list[int]]]:
-    end = end_of_text(tokenizer)
+    end = end_token(tokenizer)
     tokenizer.no_truncation()
     sides = [tokenizer.encode_batch(list(side), add_special_tokens=False) for side in zip(*texts, strict=True)]
     found = []

@@ -67,6 +67,17 @@ class Masking:
         window_BT, _ = sample_batch(tokens, batch, context - 2, generator)
         return self.hide(self.frame(window_BT), generator)
 
+    def windows(self, tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (inputs_WT, targets_WT): windows side by side, framed, with the same tokens hidden each time.
+
+        Raises DataError without a token, or a context that has no room for one.
+        """
+        inner = min(context - 2, len(tokens))
+        if inner < 1:
+            raise DataError(f"masked windows: found {len(tokens)} tokens and a context of {context}, need 1 and 3")
+        ids_WT = self.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
+        return self.hide(ids_WT, np.random.default_rng(0))
+
     def sample_pairs(
         self, tokens: np.ndarray, batch: int, context: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

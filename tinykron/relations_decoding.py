@@ -10,8 +10,9 @@ import numpy as np
 from tinykron import exit_analysis
 from tinykron.exits import SortedLoss, calibrate, ladder
 from tinykron.generate import Trace, changes, generate
+from tinykron.models.exit_parts import cut
 from tinykron.relations import Relation, Values, above, below, both, falling, less, not_above, relation, rising
-from tinykron.sorted_study import Study, cut, named
+from tinykron.sorted_study import Study, named
 
 DECODING: list[Relation] = []
 BLOCKS = "blocks of plain decoding over blocks run, a pass of few tokens counted as one"

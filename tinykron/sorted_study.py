@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tinykron import checkpoint, data, exit_analysis
 from tinykron.exits import SortedLoss, equal_weights
+from tinykron.models.exit_parts import cut
 from tinykron.train import Settings, fit
 
 
@@ -95,15 +95,6 @@ class Study:
         generator = np.random.default_rng((seed, 11))
         starts = generator.integers(0, len(self.held_out) - length, count or self.scale.prompts)
         return [self.held_out[start : start + length].tolist() for start in starts]
-
-
-def cut(model: Any, blocks: int) -> Any:
-    """Return a copy of the first blocks of a GPT-2 or LLaMA, with its final norm and head, as a model of its own."""
-    made = copy.deepcopy(model)
-    made.blocks = made.blocks[:blocks]
-    field = next(name for name in ("n_layer", "num_hidden_layers") if hasattr(made.config, name))
-    made.config = replace(made.config, **{field: blocks})
-    return made
 
 
 def named(prefix: str, found: dict[int, float]) -> dict[str, float]:
