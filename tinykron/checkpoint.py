@@ -20,6 +20,7 @@ from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
 from tinykron.hub import resolve
 from tinykron.kron.compress import plan_of, restructure
+from tinykron.kron.nested import kron_layers
 from tinykron.kron.plan import KronPlan
 from tinykron.models import bert, gpt2, llama
 from tinykron.models.transformer import Name
@@ -259,6 +260,8 @@ def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> 
 def _config(model: Any, dtype: str) -> dict[str, Any]:
     """Return what config.json says of a model, after checking that this describes it."""
     config = model.config.to_dict() | {"dtype": dtype, "torch_dtype": dtype}  # transformers since 5, and before
+    if any(layer.terms < len(layer.a_RMN) for layer in kron_layers(model)):
+        raise CheckpointError("save: the model shares its factors with one of more terms; kron.cut makes it its own")
     plan = plan_of(model)
     described = {name: parameter.shape for name, parameter in _build(_family(model), config, plan).named_parameters()}
     own = {name: parameter.shape for name, parameter in model.named_parameters()}

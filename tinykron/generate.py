@@ -17,6 +17,7 @@ from tinykron.continuation import Continuations, TextStream
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.exits import confidence as confidence_of
 from tinykron.fused import check_range
+from tinykron.kron.nested import first_terms
 from tinykron.models.transformer import check_exit
 from tinykron.nn import Module, evaluating
 from tinykron.partial import PartialPass
@@ -51,6 +52,7 @@ def generate(
     confidence: Mapping[int, float] | None = None,
     draft: Any = None,
     *,
+    terms: int | None = None,
     skipped: str = "recompute",
     draft_length: int | None = None,
     stop: int | Sequence[int] | None = None,
@@ -70,11 +72,13 @@ def generate(
     exit            decode with the first `exit` blocks, the final norm and the head; None: with all blocks
     confidence      {blocks: threshold}: a token leaves at the first of these depths where its largest probability (of
                     the softmax, whatever the temperature) reaches the threshold. Sorted LLaMA, section 4.3
+    terms           decode with the first so many terms of each Kronecker sum: `kron.first_terms`; None: with all
     skipped         what blocks above an exit are to know of a token that left below. "recompute": its state waits and
                     goes up with the next token that goes so deep; all logits are those of the full keys and values.
                     "copy": they take their keys and values from the state it left with at once; approximate, cheaper
     draft           how drafts are made: by the first `draft` blocks of the model, or by another model of the same
-                    vocabulary. The text keeps the model's law: the same tokens if greedy, the same distribution if not
+                    vocabulary, such as `kron.first_terms` of it. The text keeps the model's law: the same tokens if
+                    greedy, the same distribution if not
     draft_length    how many tokens to draft at once; None: 4 at first, 2 more after a full success, else 1 less
     stop            token ids that end a row, which repeats its last one until all rows have ended; by default the
                     `eos_token_id` of the model's configuration, () for none
@@ -89,6 +93,7 @@ def generate(
     if not hasattr(model, "cache"):
         raise TinykronError(f"generate: a {type(model).__name__} is no causal language model")
     depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
+    model = model if terms is None else first_terms(model, terms)
     vocabulary = model.config.vocab_size
     stops = _stop_ids(stop, model.config, vocabulary)
     prompt_BT, mask_BT = _prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
@@ -122,7 +127,8 @@ def changes(
 ) -> Callable[[Mapping[int, float]], np.ndarray]:
     """Return a function of confidence thresholds that says which prompts' greedy text they change: (P,) booleans.
 
-    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, as in `generate`; `batch` prompts go at once.
+    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, `terms`, as in `generate`;
+    `batch` prompts go at once.
     """
 
     def written(thresholds: Mapping[int, float]) -> list[list[int]]:

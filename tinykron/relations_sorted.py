@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import data, exit_analysis
+from tinykron import data, exit_analysis, kron
 from tinykron.exits import SortedLoss, depth_weights, equal_weights
 from tinykron.nn import Embedding
 from tinykron.relations import (
@@ -38,7 +38,7 @@ from tinykron.relations import (
     run,
 )
 from tinykron.relations_decoding import DECODING
-from tinykron.sorted_study import QUICK, Scale, Study, cut, named
+from tinykron.sorted_study import QUICK, Scale, Study, named
 from tinykron.train import fit
 
 RELATIONS: list[Relation] = []
@@ -74,7 +74,7 @@ def s2(study: Study, seed: int) -> Values:
     """ICT: after plain fine-tuning, everything but one new head for each exit is frozen."""
     found = named("SoFT", study.losses(study.soft(seed), study.inner))
     for exit in study.inner:
-        trunk = cut(study.sft(seed), exit)
+        trunk = kron.cut(study.sft(seed), exit)
         for parameter in trunk.parameters():
             parameter.requires_grad = False
         trunk.head = Embedding(*trunk.embedding.weight.shape)

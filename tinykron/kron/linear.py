@@ -6,14 +6,26 @@ embedding, (V, D), is W itself.
 
 from __future__ import annotations
 
+import copy
 from math import sqrt
-from typing import Any
+from typing import Any, Self
 
-from tinykron.backend import Array, backend_of, by_rows, scatter_add
+from tinykron.backend import Array, backend_of, by_rows, scatter_add, xp_of
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
 from tinykron.kron.order import Order, Passes, checked_plan, order_of
-from tinykron.nn import INITIAL_STD, Embedding, Generator, Linear, Module, Unset, checked_ids, constant, normal
+from tinykron.nn import (
+    INITIAL_STD,
+    Embedding,
+    Generator,
+    Linear,
+    Module,
+    Parameter,
+    Unset,
+    checked_ids,
+    constant,
+    normal,
+)
 from tinykron.tensor import Function, Tensor
 
 # Functions ------------------------------------------------------------------------------------------------------------
@@ -110,9 +122,11 @@ class KronModule(Module):
 
     `energy` is the share of the dense matrix's norm that was kept when the factors were fitted; None if never.
     `plan` is the way to multiply, as for `kron.apply`; set it on a layer, or on the class for all of them.
+    `used` is how many of its terms count, the first ones; None: all, unless `first` says otherwise.
     """
 
     plan: str
+    used: int | None = None
 
     def __init__(self, dense: Shape, shape: Shape, terms: int, generator: Generator) -> None:
         a_shape, b_shape = algebra.factor_shapes(dense, shape)
@@ -123,12 +137,42 @@ class KronModule(Module):
         self.energy: float | None = None
 
     @property
+    def terms(self) -> int:
+        """How many terms count."""
+        return len(self.a_RMN) if self.used is None else self.used
+
+    @property
     def factors(self) -> KronSum:
-        """The factors as arrays: the layer's own."""
-        return KronSum(self.a_RMN.data, self.b_RPQ.data)
+        """The factors of the terms that count, as arrays: the layer's own."""
+        return KronSum(self.a_RMN.data[: self.used], self.b_RPQ.data[: self.used])
+
+    def first(self, terms: int) -> Self:
+        """Return a layer with the same parameters in which the first `terms` terms count, or all if it has fewer."""
+        made = copy.copy(self)
+        made.used = min(terms, self.terms)
+        return made
+
+    def trimmed(self) -> Self:
+        """Return a layer with parameters of its own, and no terms but those that count."""
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                kept = value.data if name == "bias" else value.data[: self.used]
+                setattr(made, name, Parameter(kept.copy()))
+                getattr(made, name).requires_grad = value.requires_grad
+        made.used, made.energy = None, self.energy if self.terms == len(self.a_RMN) else None
+        return made
+
+    def _in_use(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of the terms that count, to compute with."""
+        if self.terms == len(self.a_RMN):
+            return self.a_RMN, self.b_RPQ
+        return self.a_RMN[: self.used], self.b_RPQ[: self.used]
 
     def _take(self, fit: KronSum) -> None:
-        self.a_RMN.data, self.b_RPQ.data, self.energy = fit.a, fit.b, fit.energy
+        xp: Any = xp_of(fit.a)  # row by row: the first terms then lie side by side, as in a file
+        self.a_RMN.data, self.b_RPQ.data = xp.ascontiguousarray(fit.a), xp.ascontiguousarray(fit.b)
+        self.energy = fit.energy
 
 
 class KronLinear(KronModule):
@@ -166,14 +210,14 @@ class KronLinear(KronModule):
         """Return the dense layer with the same outputs."""
         outputs, inputs = self.factors.shape
         linear = Linear(inputs, outputs, self.bias is not None, Unset())
-        a, b = self.a_RMN.data, self.b_RPQ.data
+        a, b = self.factors.a, self.factors.b
         linear.weight.data = KronSum(a.swapaxes(1, 2), b.swapaxes(1, 2)).dense()  # a Linear stores (in, out)
         if linear.bias is not None and self.bias is not None:
             linear.bias.data = self.bias.data.copy()
         return linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return kron_linear(x, self.a_RMN, self.b_RPQ, self.bias, self.plan)
+        return kron_linear(x, *self._in_use(), self.bias, self.plan)
 
 
 class KronEmbedding(KronModule):
@@ -204,8 +248,8 @@ class KronEmbedding(KronModule):
     def forward(self, ids: Array, what: str = "token id") -> Tensor:
         """Look rows up; ids on the host, or on the table's device. DataError names an id out of range and its place."""
         count = self.factors.shape[0]
-        return KronRows()(self.a_RMN, self.b_RPQ, checked_ids(ids, count, self.a_RMN.device, what))
+        return KronRows()(*self._in_use(), checked_ids(ids, count, self.a_RMN.device, what))
 
     def project(self, x: Tensor) -> Tensor:
         """Return x @ table^T, the scores of each row of the table."""
-        return kron_linear(x, self.a_RMN, self.b_RPQ, plan=self.plan)
+        return kron_linear(x, *self._in_use(), plan=self.plan)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.kron.nested import NestedModel
 from tinykron.models.bert_config import HEADS as HEADS
 from tinykron.models.bert_config import BertConfig as BertConfig
 from tinykron.models.bert_config import told_by_tensors as told_by_tensors
@@ -82,7 +83,7 @@ class Classifier(Module):
         return self.linear(self.dropout(x))
 
 
-class Bert(Module):
+class Bert(NestedModel):
     """BERT's encoder, with one of its heads or none."""
 
     def __init__(self, config: BertConfig, generator: Generator = None) -> None:

@@ -16,6 +16,7 @@ from tinykron import fused
 from tinykron.attention import attention, rotary
 from tinykron.backend import Array, to_device, to_host, xp_of
 from tinykron.errors import CheckpointError, ShapeError, TinykronError
+from tinykron.kron.nested import NestedModel
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm
 from tinykron.tensor import Tensor
 
@@ -234,7 +235,7 @@ class Block(Module):
         self.attention.remember(self.norm_1(x_BTD), cache, angles)
 
 
-class Decoder(Module):
+class Decoder(NestedModel):
     """A causal language model: embedding, blocks, final norm, and a head of its own or tied to the embedding.
 
     A family sets the attributes below, and says where positions enter: in `embed`, or as `angles` of the attention.
