@@ -14,9 +14,9 @@ FAMILIES = ("gpt2", "llama", "bert")
 IDS = np.random.default_rng(0).integers(5, 40, (2, 9))
 
 
-def nested(family: str, seed: int = 0, layers: int = 3) -> Any:
+def nested(family: str, seed: int = 0, layers: int = 3, **config: Any) -> Any:
     """A model whose embedding has 4 terms, whose MLPs have 3 and whose queries have 2; the rest is dense."""
-    dense = tiny_bert(seed, layers=layers) if family == "bert" else deep(family, seed, layers)
+    dense = tiny_bert(seed, layers=layers) if family == "bert" else deep(family, seed, layers, **config)
     plan = kron.KronPlan()
     for name, (rows, columns) in kron.compress.dense_shapes(dense).items():
         terms = {"embedding": 4, "up": 3, "down": 3, "query": 2}.get(name.rpartition(".")[2])

@@ -93,12 +93,10 @@ def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Mas
 
     It is what training minimises, and cheap; pseudo-perplexity hides one token at a time.
     """
-    inner = min(context - 2, len(tokens))
-    ids_WT = masking.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
-    inputs_WT, targets_WT = masking.hide(ids_WT, np.random.default_rng(0))
+    inputs_WT, targets_WT = masking.windows(tokens, context)
     nats, count = 0.0, 0
     with no_grad(), evaluating(model):
-        for start in range(0, len(ids_WT), batch):
+        for start in range(0, len(inputs_WT), batch):
             targets_BT = targets_WT[start : start + batch]
             counted = int((targets_BT != data.IGNORED).sum())
             loss = cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED)

@@ -19,6 +19,7 @@ from tinykron.backend import to_host
 from tinykron.errors import DataError
 from tinykron.fused import cross_entropy
 from tinykron.generate import Trace, generate
+from tinykron.masking import Masking
 from tinykron.models.transformer import check_exits
 from tinykron.nn import evaluating
 from tinykron.tensor import no_grad
@@ -28,13 +29,16 @@ LOGITS_AT_ONCE = 1024  # rows of logits of each exit
 Prompts = Sequence[Sequence[int]]
 
 
-def losses(model: Any, tokens: np.ndarray, context: int, exits: Sequence[int]) -> dict[int, float]:
+def losses(
+    model: Any, tokens: np.ndarray, context: int, exits: Sequence[int], masking: Masking | None = None
+) -> dict[int, float]:
     """Return each exit's mean cross-entropy over a text, in nats a token: {blocks: loss}, all from the same passes.
 
-    tokens  (N,) ids, read in windows of `context` side by side; every token but the first is predicted once
+    tokens   (N,) ids, read in windows of `context` side by side; every token but the first is predicted once
+    masking  of a masked language model: tokens that it hides are predicted, the same ones each time
     """
     depths = check_exits(None, exits, len(model.blocks))
-    inputs_WT, targets_WT = data.windows(tokens, context)
+    inputs_WT, targets_WT = masking.windows(tokens, context) if masking else data.windows(tokens, context)
     sums, count, batch = dict.fromkeys(depths, 0.0), 0, max(1, LOGITS_AT_ONCE // context)
     with no_grad(), evaluating(model):
         for start in range(0, len(inputs_WT), batch):

@@ -58,6 +58,12 @@ class Masking:
         start, end = (np.full((len(ids_BT), 1), token, dtype=np.int64) for token in (self.start, self.end))
         return np.concatenate([start, ids_BT, end], axis=1)
 
+    def windows(self, tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (inputs_WT, targets_WT), int64: framed windows side by side, always the same tokens hidden."""
+        inner = min(context - 2, len(tokens))
+        ids_WT = self.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
+        return self.hide(ids_WT, np.random.default_rng(0))
+
     def sample_batch(
         self, tokens: np.ndarray, batch: int, context: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
