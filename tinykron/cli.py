@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tinykron import cli_elastic
 from tinykron.backend import current_device, device, recycled_memory
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
@@ -148,6 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
     )
+    cli_elastic.budget_options(generate)
+
+    sort = verb("sort", _sort, "train the exits and the Kronecker terms of a model: every point of the grid is a model")
+    takes_model(sort)
+    sort.add_argument("--exits", metavar="N,N", required=True, help="numbers of blocks after which to leave")
+    sort.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    sort.add_argument(
+        "--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)"
+    )
+    for name, kind in (("steps", int), ("batch", int), ("context", int), ("lr", float)):
+        sort.add_argument(f"--{name}", type=kind, metavar="N", help="of the training")
+    cli_elastic.add_options(sort)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
     papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
@@ -297,6 +310,7 @@ def _generate(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         seed=options.seed or 0,
         stream=None if options.json else stream,
+        **cli_elastic.point(options, folder),
     )[0]
     if options.json:
         text = model.tokenizer.decode(written[len(ids) :].tolist())
@@ -304,6 +318,10 @@ def _generate(options: argparse.Namespace) -> int:
     else:
         print("" if said else options.prompt)
     return 0
+
+
+def _sort(options: argparse.Namespace) -> int:
+    return cli_elastic.run(options, _model_folder(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:

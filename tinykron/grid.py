@@ -43,14 +43,19 @@ def points(model: Any, exits: Sequence[int], terms: Sequence[int]) -> tuple[Poin
     if not layers:
         raise TinykronError(f"the {type(model).__name__} has no Kronecker sums; `tinykron compress` makes them")
     most = max(layer.terms for layer in layers)
-    for name, values in (("exits", exits), ("ranks", terms)):
-        if not values or any(one >= next for one, next in zip(values, values[1:], strict=False)):
-            raise TinykronError(f"{name}: expected one or more numbers, each above the one before, found {[*values]}")
+    rising("exits", exits)
+    rising("ranks", terms)
     check_exits(None, exits, len(model.blocks))
     if not 1 <= terms[0] <= terms[-1] <= most:
         raise TinykronError(f"ranks: expected numbers in 1..{most}, the terms of the longest sum, found {[*terms]}")
     depths, counts = sorted({*exits, len(model.blocks)}), sorted({*terms, most})
     return tuple(Point(exit, count) for exit in depths for count in counts)
+
+
+def rising(name: str, values: Sequence[int]) -> None:
+    """Raise TinykronError unless there is a number, and each is above the one before."""
+    if not values or any(one >= later for one, later in zip(values, values[1:], strict=False)):
+        raise TinykronError(f"{name}: expected one or more numbers, each above the one before, found {[*values]}")
 
 
 def grid_weights(grid: Sequence[Point], full: float | None = None) -> dict[Point, float]:

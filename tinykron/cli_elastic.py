@@ -1,0 +1,79 @@
+"""The command line's part for elastic models: `sort --ranks`, and `generate --budget`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinykron.errors import TinykronError
+
+
+def add_options(sort: argparse.ArgumentParser) -> None:
+    """Add what `sort` takes to train a grid of exits and numbers of terms."""
+    sort.add_argument("--ranks", metavar="K,K", help="numbers of Kronecker terms: train the grid of exits and ranks")
+    sort.add_argument("--share", type=float, metavar="S", help="of a dense model's block matrices to keep (default .5)")
+    sort.add_argument(
+        "--teacher", metavar="MODEL", help="whom points follow (default: the dense model, or the full one)"
+    )
+    sort.add_argument("--pull", type=float, metavar="S", help="share of the loss that is KL from it (default .5)")
+    sort.add_argument("--draws", type=int, metavar="N", help="points a step, 0 for all of them at once (default 4)")
+    sort.add_argument(
+        "--full", type=float, metavar="W", help="weight of the full model among the points (default: alike)"
+    )
+
+
+def run(options: argparse.Namespace, folder: Path) -> int:
+    """Run `sort` with --ranks on the model in a folder."""
+    from tinykron import elastic
+
+    names = ("share", "pull", "draws", "full", "steps", "batch", "context", "lr", "seed")
+    given = {name: getattr(options, name, None) for name in names}
+    settings = elastic.Elastic(
+        numbers("--exits", options.exits),
+        numbers("--ranks", options.ranks),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    found = elastic.train_grid(
+        folder,
+        options.out,
+        settings,
+        options.data,
+        options.teacher,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if found is None:
+        return 130
+    print(json.dumps(found.as_dict(), indent=2) if options.json else elastic.render(found))
+    return 0
+
+
+def numbers(name: str, text: str | None) -> tuple[int, ...]:
+    """Return the whole numbers of "2,4,8". Raises TinykronError for any other text."""
+    parts = (text or "").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise TinykronError(f"{name}: expected whole numbers such as 2,4,8, found {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def budget_options(generate: argparse.ArgumentParser) -> None:
+    """Add what `generate` takes to run a part of an elastic model."""
+    generate.add_argument(
+        "--budget", type=float, metavar="S", help="of an elastic model: the best point that takes a share S of its cost"
+    )
+    generate.add_argument("--budget-of", choices=("flops", "bytes"), default="flops", help="the cost (default flops)")
+
+
+def point(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the exit and the terms for `generate` that a --budget asks for, {} without one; say what they are."""
+    if options.budget is None:
+        return {}
+    from tinykron import front
+
+    measured = front.read(folder)
+    best = measured.best(options.budget, options.budget_of)
+    costs = f"{best.flops / measured.full.flops:.2f} of the FLOPs, {best.bytes / measured.full.bytes:.2f} of the bytes"
+    print(f"{best.point}: {costs}, held-out loss {best.loss:.3f} nats a token", file=sys.stderr)
+    return {"exit": best.exit, "terms": best.terms}
