@@ -76,7 +76,7 @@ def test_a_model_with_sums_is_taken_as_it_is(base: Path, made: elastic.Trained, 
 def test_another_teacher_may_teach(base: Path, made: elastic.Trained, tmp_path: Path) -> None:
     runs = {}
     for name, teacher in (("own", None), ("dense", base / "dense")):
-        settings = Elastic((1, 2), (1, 2), steps=2, batch=2, context=16, pull=1.0, lr=1e-2)
+        settings = Elastic((1, 2), (1, 2), steps=2, batch=2, context=16, distil=1.0, lr=1e-2)
         train_grid(base / "out", tmp_path / name, settings, base / "text.txt", teacher, say=lambda line: None)
         runs[name] = host(tk.load(tmp_path / name)([[1, 2, 3]]).logits)
     assert np.abs(runs["own"] - runs["dense"]).max() > 1e-4

@@ -158,6 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     sort.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)"
     )
+    sort.add_argument(
+        "--distil", type=float, metavar="SHARE", help="of a point's loss: KL from the teacher (default .5)"
+    )
+    sort.add_argument("--draws", type=int, metavar="N", help="points a step, 0 for all of them at once (default 4)")
     for name, kind in (("steps", int), ("batch", int), ("context", int), ("lr", float)):
         sort.add_argument(f"--{name}", type=kind, metavar="N", help="of the training")
     cli_elastic.add_options(sort)

@@ -12,24 +12,19 @@ from tinykron.errors import TinykronError
 
 
 def add_options(sort: argparse.ArgumentParser) -> None:
-    """Add what `sort` takes to train a grid of exits and numbers of terms."""
-    sort.add_argument("--ranks", metavar="K,K", help="numbers of Kronecker terms: train the grid of exits and ranks")
-    sort.add_argument("--share", type=float, metavar="S", help="of a dense model's block matrices to keep (default .5)")
-    sort.add_argument(
-        "--teacher", metavar="MODEL", help="whom points follow (default: the dense model, or the full one)"
-    )
-    sort.add_argument("--pull", type=float, metavar="S", help="share of the loss that is KL from it (default .5)")
-    sort.add_argument("--draws", type=int, metavar="N", help="points a step, 0 for all of them at once (default 4)")
-    sort.add_argument(
-        "--full", type=float, metavar="W", help="weight of the full model among the points (default: alike)"
-    )
+    """Add what `sort` takes to train a grid, beside the exits, the text and the training."""
+    of_grid = sort.add_argument_group("with --ranks, a grid of exits and numbers of Kronecker terms")
+    of_grid.add_argument("--ranks", metavar="1,2,4", help="numbers of terms; all terms are always one")
+    of_grid.add_argument("--share", type=float, metavar="S", help="of a dense model's block matrices kept (default .5)")
+    of_grid.add_argument("--teacher", metavar="MODEL", help="whom points follow (default: the dense or the full model)")
+    of_grid.add_argument("--full", type=float, metavar="W", help="weight of the full model (default: as any point)")
 
 
 def run(options: argparse.Namespace, folder: Path) -> int:
     """Run `sort` with --ranks on the model in a folder."""
     from tinykron import elastic
 
-    names = ("share", "pull", "draws", "full", "steps", "batch", "context", "lr", "seed")
+    names = ("share", "distil", "draws", "full", "steps", "batch", "context", "lr", "seed")
     given = {name: getattr(options, name, None) for name in names}
     settings = elastic.Elastic(
         numbers("--exits", options.exits),

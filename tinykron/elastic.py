@@ -38,7 +38,7 @@ class Elastic:
     exits: tuple[int, ...]  # depths; all blocks are always a point
     ranks: tuple[int, ...]  # numbers of terms; all terms are always a point
     share: float = 0.5  # of a dense model's block matrices that their Kronecker sums may hold; unused if it has sums
-    pull: float = 0.5  # share of a point's loss that is the KL from the teacher: see `GridLoss`
+    distil: float = 0.5  # share of a point's loss that is the KL from the teacher: `pull` of `GridLoss`
     draws: int = 4  # points of a step, each on a batch of its own; 0: all points on one batch
     full: float | None = None  # weight of the full model among the points; None: all alike
     steps: int = 300
@@ -149,7 +149,7 @@ def train_grid(
     size = VALUE_BYTES[dtype]
     beside = None if dense is None else alone(dense, held_out, size)
     before = elastic_front(student, held_out, grid, size, title="measuring the grid before")
-    objective = GridLoss(student, grid_weights(grid, settings.full), settings.pull, min(1, settings.draws), follow)
+    objective = GridLoss(student, grid_weights(grid, settings.full), settings.distil, min(1, settings.draws), follow)
     masking = None if hasattr(student, "cache") else Masking.of(student.tokenizer)
     history = fit(
         student, tokens, settings.settings(student.context), distillation=objective, masking=masking,
@@ -191,7 +191,7 @@ def report(found: Trained, model: Path, source: str | Path | None) -> str:
         f"# {model.name} as one elastic model",
         "",
         f"Trained on {text}: {settings.steps} steps, {drawn}, at most {tokens:,} tokens, learning rate "
-        f"{settings.lr:g}, seed {settings.seed}; {settings.pull:g} of a point's loss is the KL from "
+        f"{settings.lr:g}, seed {settings.seed}; {settings.distil:g} of a point's loss is the KL from "
         f"{'the teacher' if dense is not None else 'the teacher, or from the full model without one'}. Losses are in "
         f"nats a token, on {found.after.tokens:,} held-out tokens in windows of {found.after.context}.",
         "",
