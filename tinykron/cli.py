@@ -25,6 +25,7 @@ examples:
   tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
   tinykron eval my-bert --task docs/package    how well it does at that
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
+  tinykron sort --ranks 1,2,4 --exits 2,4,6,8 --out DIR  one model in which each depth and rank is a model
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
   tinykron bench kron                          Kronecker layers beside the dense one, and beside peers
