@@ -44,13 +44,13 @@ def test_a_layer_uses_its_first_terms_and_no_copy_of_them(device):
     view = kron.first_terms(model, 2)
     assert [view.embedding.terms, view.blocks[0].mlp.up.terms, view.blocks[0].attention.query.terms] == [2, 2, 2]
     layer, whole = view.blocks[1].mlp.up, model.blocks[1].mlp.up
-    assert layer.a_RMN is whole.a_RMN and layer.bias is whole.bias and whole.used is None
+    assert layer.a_RMN is whole.a_RMN and layer.bias is whole.bias and whole.used == (None, None, None)
     if device == "cpu":
         assert all(
             np.shares_memory(own, one.data)
             for own, one in zip(vars(layer.factors).values(), (whole.a_RMN, whole.b_RPQ), strict=False)
         )
-        assert np.shares_memory(layer._in_use()[0].data, whole.a_RMN.data)
+        assert np.shares_memory(layer._in_use()[0].data, whole.a_RMN.data)  # the first terms lie side by side
     dense = whole.factors.a[:2], whole.factors.b[:2]
     assert_close(host(layer.to_dense().weight), host(kron.KronSum(*dense).dense().T), rtol=1e-4)
     assert kron.plan_of(view)["blocks.1.mlp.up"].terms == 2
@@ -80,24 +80,69 @@ def test_gradients_reach_the_terms_in_use_alone(device, family):
     np.testing.assert_array_equal(host(query.a_RMN.grad)[:1], host(part.blocks[1].attention.query.a_RMN.grad))
 
 
-POINTS = [(1, 1), (2, 3), (3, 2), (2, None), (None, 1), (3, 4)]
+POINTS = [
+    (1, 1, None),
+    (2, 3, 1.0),
+    (3, 2, 0.5),
+    (2, None, 0.25),
+    (None, 1, 0.5),
+    (3, 4, None),
+    (None, None, 0.5),
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("exit", "terms"), POINTS)
-def test_a_cut_model_gives_the_bits_that_it_gave_inside(tmp_path, family, exit, terms):
+@pytest.mark.parametrize(("exit", "terms", "width"), POINTS)
+def test_a_cut_model_gives_the_bits_that_it_gave_inside(tmp_path, family, exit, terms, width):
     model = nested(family)
     tk.save(model, tmp_path / "whole")
     whole = tk.load(tmp_path / "whole")
-    part = kron.cut(whole, exit, terms)
+    part = kron.cut(whole, exit, terms, width)
     tk.save(part, tmp_path / "part")
     loaded = tk.load(tmp_path / "part")
-    inside = host(whole(IDS, exit=exit, terms=terms).logits)
-    for other in (part, loaded, kron.cut(model, exit, terms)):
+    inside = host(whole(IDS, exit=exit, terms=terms, width=width).logits)
+    for other in (part, loaded, kron.cut(model, exit, terms, width)):
         np.testing.assert_array_equal(host(other(IDS).logits), inside)
-    np.testing.assert_array_equal(host(model(IDS, exit=exit, terms=terms).logits), inside)
+    np.testing.assert_array_equal(host(model(IDS, exit=exit, terms=terms, width=width).logits), inside)
     assert len(loaded.blocks) == (exit or 3) and part.parameter_count() == loaded.parameter_count()
-    assert nested_module.size(nested_module.part(whole, exit, terms)) == part.parameter_count()
+    assert nested_module.size(nested_module.part(whole, exit, terms, width)) == part.parameter_count()
+    assert loaded.blocks[0].mlp.up.factors.shape[0] == (width or 1.0) * whole.blocks[0].mlp.up.factors.shape[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_units_are_those_of_the_dense_matrices(device, family):
+    model = nested(family)
+    other = kron.merge(model)
+    for block in other.blocks:  # the other units get no way out
+        units = block.mlp.down.weight.shape[0]
+        block.mlp.down.weight.data[units // 2 :] = 0.0
+    assert_close(host(model(IDS, width=0.5).logits), host(other(IDS).logits), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(host(model(IDS, width=1.0).logits), host(model(IDS).logits))
+    cross_entropy(model(IDS[:, :-1], width=0.5).logits, IDS[:, 1:]).backward()
+    up, down = model.blocks[1].mlp.up, model.blocks[1].mlp.down
+    rows, columns = up.a_RMN.shape[1] // 2, down.a_RMN.shape[2] // 2
+    for inside, outside in (
+        (up.a_RMN.grad[:, :rows], up.a_RMN.grad[:, rows:]),
+        (down.a_RMN.grad[..., :columns], down.a_RMN.grad[..., columns:]),
+    ):
+        assert host(inside).any() and not host(outside).any()
+    if up.bias is not None:
+        assert not host(up.bias.grad)[len(up.bias) // 2 :].any()
+
+
+@pytest.mark.parametrize("width", [0, 1.5, True, "1", float("nan")])
+def test_widths_out_of_range_are_refused(width):
+    with pytest.raises(TinykronError, match="width: expected a share above 0 and at most 1"):
+        kron.first_units(nested("gpt2"), width)
+
+
+def test_widths_that_do_not_divide_are_refused():
+    with pytest.raises(TinykronError, match=r"width: 0.3 of the 32 rows of A in blocks.0.mlp.up is no whole number"):
+        nested("gpt2")(IDS, width=0.3)
+    with pytest.raises(TinykronError, match=r"width: blocks.0.mlp.up is dense"):
+        deep("gpt2", 0)(IDS, width=0.5)
+    with pytest.raises(TinykronError, match=r"blocks.0.mlp.gate is dense"):
+        deep("llama", 0)(IDS, width=0.5)
 
 
 def test_a_cut_model_shares_nothing():
@@ -107,7 +152,7 @@ def test_a_cut_model_shares_nothing():
     for parameter in part.parameters():
         parameter.data[...] = 0.0
     np.testing.assert_array_equal(host(model(IDS, exit=2, terms=2).logits), before)
-    assert all(layer.used is None for layer in nested_module.kron_layers(part))
+    assert all(layer.used == (None, None, None) for layer in nested_module.kron_layers(part))
     assert part.blocks[0].mlp.up.energy is None and kron.cut(model).blocks[0].mlp.up.energy is not None
 
 
@@ -116,6 +161,8 @@ def test_decoding_with_fewer_terms_is_decoding_with_the_cut_model(family):
     model = nested(family)
     part = kron.cut(model, 2, 2)
     prompt = [5, 7, 11]
+    narrow = tk.generate(model, prompt, 8, exit=2, terms=2, width=0.5)
+    assert narrow[0].tolist() == greedy(kron.cut(model, 2, 2, 0.5), prompt, 8)
     expected = greedy(part, prompt, 8)
     assert tk.generate(model, prompt, 8, exit=2, terms=2)[0].tolist() == expected
     assert tk.generate(model, prompt, 8, draft=1, exit=2, terms=2)[0].tolist() == expected

@@ -260,8 +260,8 @@ def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> 
 def _config(model: Any, dtype: str) -> dict[str, Any]:
     """Return what config.json says of a model, after checking that this describes it."""
     config = model.config.to_dict() | {"dtype": dtype, "torch_dtype": dtype}  # transformers since 5, and before
-    if any(layer.terms < len(layer.a_RMN) for layer in kron_layers(model)):
-        raise CheckpointError("save: the model shares its factors with one of more terms; kron.cut makes it its own")
+    if any(layer.unused for layer in kron_layers(model)):
+        raise CheckpointError("save: the model shares its factors with a larger one; kron.cut makes it its own")
     plan = plan_of(model)
     described = {name: parameter.shape for name, parameter in _build(_family(model), config, plan).named_parameters()}
     own = {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -17,7 +17,7 @@ from tinykron.continuation import Continuations, TextStream
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.exits import confidence as confidence_of
 from tinykron.fused import check_range
-from tinykron.kron.nested import first_terms
+from tinykron.kron.nested import part
 from tinykron.models.transformer import check_exit
 from tinykron.nn import Module, evaluating
 from tinykron.partial import PartialPass
@@ -53,6 +53,7 @@ def generate(
     draft: Any = None,
     *,
     terms: int | None = None,
+    width: float | None = None,
     skipped: str = "recompute",
     draft_length: int | None = None,
     stop: int | Sequence[int] | None = None,
@@ -72,7 +73,8 @@ def generate(
     exit            decode with the first `exit` blocks, the final norm and the head; None: with all blocks
     confidence      {blocks: threshold}: a token leaves at the first of these depths where its largest probability (of
                     the softmax, whatever the temperature) reaches the threshold. Sorted LLaMA, section 4.3
-    terms           decode with the first so many terms of each Kronecker sum: `kron.first_terms`; None: with all
+    terms, width    decode with the first terms of each Kronecker sum (`kron.first_terms`) and with a share of the MLPs'
+                    units (`kron.first_units`); None: with all
     skipped         what blocks above an exit are to know of a token that left below. "recompute": its state waits and
                     goes up with the next token that goes so deep; all logits are those of the full keys and values.
                     "copy": they take their keys and values from the state it left with at once; approximate, cheaper
@@ -93,7 +95,7 @@ def generate(
     if not hasattr(model, "cache"):
         raise TinykronError(f"generate: a {type(model).__name__} is no causal language model")
     depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
-    model = model if terms is None else first_terms(model, terms)
+    model = part(model, None, terms, width)
     vocabulary = model.config.vocab_size
     stops = _stop_ids(stop, model.config, vocabulary)
     prompt_BT, mask_BT = _prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
@@ -127,7 +129,7 @@ def changes(
 ) -> Callable[[Mapping[int, float]], np.ndarray]:
     """Return a function of confidence thresholds that says which prompts' greedy text they change: (P,) booleans.
 
-    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, `terms`, as in `generate`;
+    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, `terms`, `width`, as in `generate`;
     `batch` prompts go at once.
     """
 
