@@ -19,7 +19,7 @@ from tinykron import cli, data, elastic, front, kron
 from tinykron.elastic import Elastic, train_grid
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.front import elastic_front
-from tinykron.grid import GridLoss, Point
+from tinykron.grid import GridLoss, Point, points
 
 SMALL = Elastic((1, 2), (1, 2), steps=4, batch=2, context=16, calibration=256, lr=1e-2)
 GRID = [Point(1, 1), Point(1, 2), Point(2, 1), Point(2, 2)]
@@ -39,6 +39,11 @@ def made(base: Path) -> elastic.Trained:
     return found
 
 
+@pytest.fixture
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "plot", lambda *args: None)  # drawing takes longer than so little training
+
+
 def test_the_folder_holds_one_model_and_what_its_points_do(base: Path, made: elastic.Trained) -> None:
     assert {path.name for path in (base / "out").iterdir()} == {
         "config.json",
@@ -54,8 +59,8 @@ def test_the_folder_holds_one_model_and_what_its_points_do(base: Path, made: ela
     assert elastic_front(model, held_out, GRID, 2) == made.after == front.read(base / "out")
     assert made.dense is not None and made.dense.parameters == tk.load(base / "dense").parameter_count()
     told = (base / "out" / "elastic.md").read_text()
-    assert "| 1 | 2 |" in told and f"{made.dense.loss:.3f}" in told and "Before training: exit 1, terms 1:" in told
-    assert "before training: 1 x 1:" in elastic.render(made)
+    assert "| 1 | 2 | 1 |" in told and f"{made.dense.loss:.3f}" in told and "Before training: exit 1, terms 1:" in told
+    assert "before training: exit 1, terms 1:" in elastic.render(made)
     assert json.dumps(made.as_dict())
 
 
@@ -64,7 +69,7 @@ def test_training_helps_the_points(base: Path, made: elastic.Trained) -> None:
     assert after < before
 
 
-def test_a_model_with_sums_is_taken_as_it_is(base: Path, made: elastic.Trained, tmp_path: Path) -> None:
+def test_a_model_with_sums_is_taken_as_it_is(base: Path, made: elastic.Trained, tmp_path: Path, no_plot: None) -> None:
     settings = Elastic((1,), (1,), draws=0, steps=1, batch=2, context=16)
     found = train_grid(base / "out", tmp_path / "again", settings, base / "text.txt", say=lambda line: None)
     assert found is not None and found.dense is None
@@ -73,7 +78,7 @@ def test_a_model_with_sums_is_taken_as_it_is(base: Path, made: elastic.Trained, 
     assert [one.point for one in found.after.points] == GRID  # with the full model
 
 
-def test_another_teacher_may_teach(base: Path, made: elastic.Trained, tmp_path: Path) -> None:
+def test_another_teacher_may_teach(base: Path, made: elastic.Trained, tmp_path: Path, no_plot: None) -> None:
     runs = {}
     for name, teacher in (("own", None), ("dense", base / "dense")):
         settings = Elastic((1, 2), (1, 2), steps=2, batch=2, context=16, distil=1.0, lr=1e-2)
@@ -82,14 +87,16 @@ def test_another_teacher_may_teach(base: Path, made: elastic.Trained, tmp_path: 
     assert np.abs(runs["own"] - runs["dense"]).max() > 1e-4
 
 
-def test_a_masked_model_has_a_grid_too(base: Path, tmp_path: Path) -> None:
+def test_a_masked_model_has_a_grid_too(base: Path, tmp_path: Path, no_plot: None) -> None:
     tk.save(tiny_bert(layers=2), tmp_path / "bert")
     settings = Elastic((1, 2), (1,), steps=2, batch=2, context=12, calibration=128, share=0.6)
     found = train_grid(tmp_path / "bert", tmp_path / "out", settings, base / "text.txt", say=lambda line: None)
     assert found is not None and [one.point for one in found.after.points] == [Point(1, 1), Point(2, 1)]
 
 
-def test_ctrl_c_costs_nothing(base: Path, made: elastic.Trained, tmp_path: Path, monkeypatch: Any) -> None:
+def test_ctrl_c_costs_nothing(
+    base: Path, made: elastic.Trained, tmp_path: Path, monkeypatch: Any, no_plot: None
+) -> None:
     original, calls = GridLoss.__call__, []
 
     def interrupted(self: GridLoss, *args: Any, **options: Any) -> Any:
@@ -118,6 +125,15 @@ def test_a_plan_keeps_to_its_share(base: Path, terms: int, share: float) -> None
         assert choice.parameters <= share * 1.05 * choice.parameters_before
         assert choice.flops <= share * 1.05 * 2 * choice.parameters_before
     assert len(plan) == 12
+
+
+def test_a_plan_leaves_room_for_widths(base: Path) -> None:
+    plan = elastic.nested_plan(tk.load(base / "dense"), 2, 0.5, (0.125, 0.75))
+    assert all(
+        plan[f"blocks.{i}.mlp.up"].shape[0] % 8 == plan[f"blocks.{i}.mlp.down"].shape[1] % 8 == 0 for i in (0, 1)
+    )
+    with pytest.raises(TinykronError, match="rows of A|columns of A"):
+        points(kron.factorise(tk.load(base / "dense"), plan), [1], [1], [0.3, 1.0])
 
 
 def test_more_terms_than_fit_are_refused(base: Path) -> None:
@@ -166,9 +182,11 @@ def test_bad_input_is_refused_before_any_work(base: Path, tmp_path: Path) -> Non
 def test_the_verb(base: Path, tmp_path: Path, capsys: Any) -> None:
     sort = ["sort", str(base / "dense"), "--data", str(base / "text.txt"), "--exits", "1,2", "--batch", "2"]
     sort += ["--steps", "1", "--context", "16", "--draws", "1", "--out", str(tmp_path / "out")]
-    assert cli.main([*sort, "--ranks", "1,2", "--json"]) == 0
+    assert cli.main([*sort, "--ranks", "1,2", "--widths", ".5,1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert len(told["after"]["points"]) == 4 and told["settings"]["steps"] == 1
+    assert len(told["after"]["points"]) == 8 and told["settings"]["steps"] == 1
+    assert cli.main([*sort, "--ranks", "1,2", "--widths", "half"]) == 2
+    assert "--widths: expected shares such as .5,1, found 'half'" in capsys.readouterr().err
     assert cli.main([*sort, "--ranks", "1,x"]) == 2
     assert "--ranks: expected whole numbers such as 2,4,8, found '1,x'" in capsys.readouterr().err
 

@@ -26,7 +26,7 @@ from tinykron.masking import Masking
 
 SOME = Front(
     tuple(
-        Measured(exit, terms, loss, cost // 4, cost, flops)
+        Measured(exit, terms, 1.0, loss, cost // 4, cost, flops)
         for exit, terms, loss, cost, flops in (
             (1, 1, 5.0, 40, 30),
             (1, 2, 4.0, 60, 50),
@@ -43,7 +43,9 @@ SOME = Front(
 def fronts(draw: st.DrawFn) -> Front:
     size = st.integers(1, 6)
     rows = draw(st.lists(st.tuples(size, size, size), min_size=1, max_size=9))
-    measured = [Measured(1, place + 1, float(loss), 1, cost, flops) for place, (loss, cost, flops) in enumerate(rows)]
+    measured = [
+        Measured(1, place + 1, 1.0, float(loss), 1, cost, flops) for place, (loss, cost, flops) in enumerate(rows)
+    ]
     return Front(tuple(measured), 1, 1)
 
 
@@ -120,8 +122,9 @@ DOCUMENTS = [replace(document, text=document.text[:400]) for document in PROSE[:
 def test_points_cost_what_they_cost_cut_out(tmp_path: Path, family: str):
     model = nested(family, layers=2) if family == "bert" else nested(family, layers=2, vocabulary=160)
     model.tokenizer = TOKENIZER
-    grid = points(model, [1], [1, 3])
+    grid = points(model, [1], [1, 3], [0.5])
     found = elastic_front(model, DOCUMENTS, grid, value_bytes=2, limit=60)
+    assert len(found.points) == 12
     tokens = data.encode(TOKENIZER, DOCUMENTS)[:60]
     for one in found.points:
         own = kron.cut(model, *one.point)
@@ -161,5 +164,5 @@ def test_tables_and_plot(tmp_path: Path):
     assert len(table) == 6 and all(line.count("|") == len(front.HEADINGS) + 1 for line in table)
     assert "0.40" in table[2] and table[5].endswith("|  |")
     assert "grid" in front.render(SOME, "the grid")
-    front.plot(SOME, tmp_path / "plot.png", Measured(2, 0, 3.9, 50, 200, 200))
+    front.plot(SOME, tmp_path / "plot.png", Measured(2, 0, 1.0, 3.9, 50, 200, 200))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

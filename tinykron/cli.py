@@ -295,6 +295,7 @@ def _generate(options: argparse.Namespace) -> int:
     model = checkpoint.load(folder)
     if model.tokenizer is None:
         raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
+    model = cli_elastic.within_budget(options, folder, model)
     ids = model.tokenizer.encode(options.prompt).ids
     count = options.max_new_tokens
     if count is None:
@@ -315,7 +316,6 @@ def _generate(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         seed=options.seed or 0,
         stream=None if options.json else stream,
-        **cli_elastic.point(options, folder),
     )[0]
     if options.json:
         text = model.tokenizer.decode(written[len(ids) :].tolist())

@@ -15,6 +15,9 @@ def add_options(sort: argparse.ArgumentParser) -> None:
     """Add what `sort` takes to train a grid, beside the exits, the text and the training."""
     of_grid = sort.add_argument_group("with --ranks, a grid of exits and numbers of Kronecker terms")
     of_grid.add_argument("--ranks", metavar="1,2,4", help="numbers of terms; all terms are always one")
+    of_grid.add_argument(
+        "--widths", metavar=".5,1", help="shares of the MLPs' units; all units are always one (default)"
+    )
     of_grid.add_argument("--share", type=float, metavar="S", help="of a dense model's block matrices kept (default .5)")
     of_grid.add_argument("--teacher", metavar="MODEL", help="whom points follow (default: the dense or the full model)")
     of_grid.add_argument("--full", type=float, metavar="W", help="weight of the full model (default: as any point)")
@@ -29,6 +32,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     settings = elastic.Elastic(
         numbers("--exits", options.exits),
         numbers("--ranks", options.ranks),
+        shares(options.widths),
         **{name: value for name, value in given.items() if value is not None},
     )
     found = elastic.train_grid(
@@ -53,6 +57,14 @@ def numbers(name: str, text: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def shares(text: str | None) -> tuple[float, ...]:
+    """Return the numbers of ".5,1", 1 alone for None. Raises TinykronError for any other text."""
+    try:
+        return (1.0,) if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise TinykronError(f"--widths: expected shares such as .5,1, found {text!r}") from None
+
+
 def budget_options(generate: argparse.ArgumentParser) -> None:
     """Add what `generate` takes to run a part of an elastic model."""
     generate.add_argument(
@@ -61,14 +73,14 @@ def budget_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--budget-of", choices=("flops", "bytes"), default="flops", help="the cost (default flops)")
 
 
-def point(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the exit and the terms for `generate` that a --budget asks for, {} without one; say what they are."""
+def within_budget(options: argparse.Namespace, folder: Path, model: Any) -> Any:
+    """Return what a --budget leaves of the model of a folder, cut out; the model without one. Say what it is."""
     if options.budget is None:
-        return {}
-    from tinykron import front
+        return model
+    from tinykron import front, kron
 
     measured = front.read(folder)
     best = measured.best(options.budget, options.budget_of)
     costs = f"{best.flops / measured.full.flops:.2f} of the FLOPs, {best.bytes / measured.full.bytes:.2f} of the bytes"
     print(f"{best.point}: {costs}, held-out loss {best.loss:.3f} nats a token", file=sys.stderr)
-    return {"exit": best.exit, "terms": best.terms}
+    return kron.cut(model, *best.point)

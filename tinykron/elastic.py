@@ -19,7 +19,7 @@ from tinykron.compress import VALUE_BYTES, batches
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.front import Front, Measured, alone, elastic_front, markdown, plot, write
 from tinykron.front import render as front_table
-from tinykron.grid import GridLoss, grid_weights, points, rising
+from tinykron.grid import GridLoss, Point, grid_weights, points, rising
 from tinykron.kron.compress import dense_shapes
 from tinykron.kron.nested import kron_layers
 from tinykron.kron.product import multiplications_of
@@ -37,6 +37,7 @@ class Elastic:
 
     exits: tuple[int, ...]  # depths; all blocks are always a point
     ranks: tuple[int, ...]  # numbers of terms; all terms are always a point
+    widths: tuple[float, ...] = (1.0,)  # shares of the MLPs' units; all units are always a point
     share: float = 0.5  # of a dense model's block matrices that their Kronecker sums may hold; unused if it has sums
     distil: float = 0.5  # share of a point's loss that is the KL from the teacher: `pull` of `GridLoss`
     draws: int = 4  # points of a step, each on a batch of its own; 0: all points on one batch
@@ -51,6 +52,7 @@ class Elastic:
     def __post_init__(self) -> None:
         rising("exits", self.exits)
         rising("ranks", self.ranks)
+        rising("widths", self.widths)
         if not 0.0 < self.share < 1.0:
             raise TinykronError(f"share: expected above 0 and below 1, found {self.share}")
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 0:
@@ -80,9 +82,10 @@ class Trained:
         return {"folder": self.folder, "settings": asdict(self.settings), **fronts, "dense": dense}
 
 
-def nested_plan(model: Any, terms: int, share: float = 0.5) -> kron.KronPlan:
+def nested_plan(model: Any, terms: int, share: float = 0.5, widths: Sequence[float] = ()) -> kron.KronPlan:
     """Return a plan of every matrix in the blocks: `terms` terms that hold at most a share of it and of its FLOPs.
 
+    widths  shares of an MLP's units that its factors A are to be cut to
     Each term is then as large as it may be, so that the first one alone is a model worth training. Of the shapes within
     a tenth of the largest, the one whose nearest sum keeps most. A matrix that no shape fits stays dense.
     Raises TinykronError where none fits one.
@@ -97,7 +100,9 @@ def nested_plan(model: Any, terms: int, share: float = 0.5) -> kron.KronPlan:
             for n in kron.algebra.divisors(columns):
                 other = rows // m, columns // n
                 size, work = m * n + other[0] * other[1], multiplications_of((m, n), other)
-                fits = terms <= min(m * n, other[0] * other[1])
+                units = {"mlp.gate": m, "mlp.up": m, "mlp.down": n}.get(".".join(name.split(".")[2:]), 0)
+                fits = all(float(units * width).is_integer() for width in widths)
+                fits = fits and terms <= min(m * n, other[0] * other[1])
                 if fits and max(terms * size, terms * work) <= most * (1.0 + NEAR / 2):
                     sizes[m, n] = size
         near = [shape for shape, size in sizes.items() if size >= (1.0 - NEAR) * max(sizes.values())]
@@ -144,8 +149,9 @@ def train_grid(
     if not kron_layers(student):
         dense, follow = student, follow or student
         student = factorised(dense, settings, training, say)
-    grid = points(student, settings.exits, settings.ranks)
-    say(f"{len(grid)} points: exits {_listed(p.exit for p in grid)}, terms {_listed(p.terms for p in grid)}")
+    grid = points(student, settings.exits, settings.ranks, settings.widths)
+    axes = zip(Point._fields, zip(*grid, strict=True), strict=True)
+    say(f"{len(grid)} points: " + ", ".join(f"{name} {_listed(values)}" for name, values in axes))
     size = VALUE_BYTES[dtype]
     beside = None if dense is None else alone(dense, held_out, size)
     before = elastic_front(student, held_out, grid, size, title="measuring the grid before")
@@ -175,7 +181,7 @@ def factorised(
     model: Any, settings: Elastic, documents: Sequence[data.Document], say: Callable[[str], None] = print
 ) -> Any:
     """Return a copy of a dense model whose block matrices are Kronecker sums, fitted to what a text gives them."""
-    plan = nested_plan(model, max(settings.ranks), settings.share)
+    plan = nested_plan(model, max(settings.ranks), settings.share, settings.widths)
     say(f"factorising {len(plan)} matrices into sums of {max(settings.ranks)} terms")
     seen = kron.calibrate(model, batches(model, list(documents), settings.calibration, settings.seed), names=plan)
     return kron.factorise(model, plan, seen)
@@ -214,9 +220,9 @@ def render(found: Trained) -> str:
         text += (
             f"dense: loss {found.dense.loss:.3f}, {found.dense.bytes:,} bytes, {found.dense.flops / 1e6:.2f} MFLOPs\n"
         )
-    text += "before training: " + ", ".join(f"{one.exit} x {one.terms}: {one.loss:.3f}" for one in found.before.points)
+    text += "before training: " + "; ".join(f"{one.point}: {one.loss:.3f}" for one in found.before.points)
     return text
 
 
 def _listed(numbers: Any) -> str:
-    return ", ".join(map(str, sorted(set(numbers))))
+    return "/".join(f"{number:g}" for number in sorted(set(numbers)))

@@ -14,9 +14,9 @@ import numpy as np
 
 from tinykron import data, exit_analysis
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.grid import Point
+from tinykron.grid import Point, by_pass
 from tinykron.info import flops_per_token
-from tinykron.kron.nested import first_terms, part, size
+from tinykron.kron.nested import part, size
 from tinykron.masking import Masking
 from tinykron.progress import Progress
 
@@ -31,6 +31,7 @@ class Measured:
 
     exit: int
     terms: int
+    width: float
     loss: float  # held-out, nats a token; of hidden tokens for a masked model
     parameters: int  # of the point cut out: `kron.cut`
     bytes: int  # of these in the dtype of the file
@@ -38,7 +39,7 @@ class Measured:
 
     @property
     def point(self) -> Point:
-        return Point(self.exit, self.terms)
+        return Point(self.exit, self.terms, self.width)
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,9 @@ def elastic_front(
     tokens, context, masking = _text(model, documents, limit)
     found: dict[Point, float] = {}
     with Progress(title, len(grid), "points") as progress:
-        for terms in sorted({point.terms for point in grid}):
-            exits = [point.exit for point in grid if point.terms == terms]
-            losses = exit_analysis.losses(first_terms(model, terms), tokens, context, exits, masking)
-            found |= {Point(exit, terms): loss for exit, loss in losses.items()}
+        for (terms, width), exits in by_pass(grid).items():
+            losses = exit_analysis.losses(part(model, None, terms, width), tokens, context, exits, masking)
+            found |= {Point(exit, terms, width): loss for exit, loss in losses.items()}
             progress.advance(len(exits), f"terms {terms}: " + ", ".join(f"{loss:.3f}" for loss in losses.values()))
     rows = [_measured(part(model, *point), point, found[point], value_bytes) for point in grid]
     return Front(tuple(rows), len(tokens), context)
@@ -176,7 +176,21 @@ def read(folder: str | Path) -> Front:
 
 # Showing --------------------------------------------------------------------------------------------------------------
 
-HEADINGS = ("exit", "terms", "loss", "parameters", "bytes", "of full", "MFLOPs/token", "of full", "worth having for")
+HEADINGS = (
+    "exit",
+    "terms",
+    "width",
+    "loss",
+    "parameters",
+    "bytes",
+    "of full",
+    "MFLOPs/token",
+    "of full",
+    "worth having for",
+)
+
+
+MARKERS = ("o-", "s:", "^:", "v:")  # of the full width, and of narrower ones
 
 
 def cells(front: Front) -> list[list[str]]:
@@ -186,6 +200,7 @@ def cells(front: Front) -> list[list[str]]:
         [
             str(one.exit),
             str(one.terms),
+            f"{one.width:g}",
             f"{one.loss:.3f}",
             f"{one.parameters:,}",
             f"{one.bytes:,}",
@@ -220,16 +235,20 @@ def markdown(front: Front) -> str:
 
 
 def plot(front: Front, path: str | Path, dense: Measured | None = None) -> None:
-    """Draw loss against bytes and against FLOPs, a line for each exit, as PNG; `dense`: a model beside them."""
+    """Draw loss against bytes and against FLOPs, a line for each exit and width, as PNG; `dense`: a model beside."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, cost in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
+        widths = sorted({one.width for one in front.points}, reverse=True)
         for number, exit in enumerate(sorted({one.exit for one in front.points})):
-            line = sorted((one.terms, _cost(one, cost), one.loss) for one in front.points if one.exit == exit)
-            axis.plot([x for _, x, _ in line], [y for *_, y in line], "o-", color=f"C{number}", label=f"{exit} blocks")
-            for terms, x, y in line:
-                axis.annotate(str(terms), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            for width in widths:
+                line = [one for one in front.points if (one.exit, one.width) == (exit, width)]
+                places = [_cost(one, cost) for one in line], [one.loss for one in line]
+                name = f"{exit} blocks" + (f", width {width:g}" if width != 1.0 else "")
+                axis.plot(*places, MARKERS[widths.index(width) % len(MARKERS)], color=f"C{number}", label=name)
+                for one, *place in zip(line, *places, strict=True):
+                    axis.annotate(str(one.terms), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         kept = front.pareto(cost)
         places = [_cost(one, cost) for one in kept], [one.loss for one in kept]
         axis.plot(*places, "--", color="grey", label="beaten by none")

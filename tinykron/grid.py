@@ -1,12 +1,13 @@
-"""The grid of one elastic model: after how many blocks it is left, how many terms of its Kronecker sums count.
+"""The grid of one elastic model: after how many blocks it is left, how many terms and MLP units of it count.
 
-Every point (exit, terms) is a model, and all of them share their parameters. Drawn points are trained, as SortedNet
-does (Valipour et al. 2023, arXiv 2309.00255), and learn from the full model or from a teacher.
+Every point (exit, terms, width) is a model, and all of them share their parameters. Drawn points are trained, as
+SortedNet does (Valipour et al. 2023, arXiv 2309.00255), and learn from the full model or from a teacher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from tinykron.data import IGNORED
 from tinykron.distances import logit_kl
 from tinykron.distill import Distillation, total
 from tinykron.errors import TinykronError
-from tinykron.kron.nested import kron_layers
+from tinykron.kron.nested import kron_layers, part
 from tinykron.losses import Losses
 from tinykron.models.transformer import check_exits
 from tinykron.nn import evaluating
@@ -25,17 +26,20 @@ from tinykron.tensor import Tensor, no_grad
 
 
 class Point(NamedTuple):
-    """A model within a model: `model(ids, exit=exit, terms=terms)`."""
+    """A model within a model: `model(ids, exit=exit, terms=terms, width=width)`."""
 
     exit: int  # blocks
     terms: int  # of each Kronecker sum, all of a shorter one
+    width: float = 1.0  # share of the MLPs' units
 
     def __str__(self) -> str:
-        return f"exit {self.exit}, terms {self.terms}"
+        return f"exit {self.exit}, terms {self.terms}" + (f", width {self.width:g}" if self.width != 1.0 else "")
 
 
-def points(model: Any, exits: Sequence[int], terms: Sequence[int]) -> tuple[Point, ...]:
-    """Return every pair of an exit and a number of terms, shallow to deep; the full model is always among them.
+def points(
+    model: Any, exits: Sequence[int], terms: Sequence[int], widths: Sequence[float] = (1.0,)
+) -> tuple[Point, ...]:
+    """Return every triple of an exit, a number of terms and a width, shallow to deep, the full model among them.
 
     Raises TinykronError for a model without Kronecker sums, numbers out of range, and numbers that do not rise.
     """
@@ -45,14 +49,25 @@ def points(model: Any, exits: Sequence[int], terms: Sequence[int]) -> tuple[Poin
     most = max(layer.terms for layer in layers)
     rising("exits", exits)
     rising("ranks", terms)
+    rising("widths", widths)
     check_exits(None, exits, len(model.blocks))
     if not 1 <= terms[0] <= terms[-1] <= most:
         raise TinykronError(f"ranks: expected numbers in 1..{most}, the terms of the longest sum, found {[*terms]}")
-    depths, counts = sorted({*exits, len(model.blocks)}), sorted({*terms, most})
-    return tuple(Point(exit, count) for exit in depths for count in counts)
+    for width in widths:
+        part(model, width=width)  # refuses one that is none
+    axes = (exits, len(model.blocks)), (terms, most), (widths, 1.0)
+    return tuple(Point(*point) for point in product(*(sorted({*values, whole}) for values, whole in axes)))
 
 
-def rising(name: str, values: Sequence[int]) -> None:
+def by_pass(grid: Iterable[Point]) -> dict[tuple[int, float], list[int]]:
+    """Return the exits of a grid by the terms and the width that they have in common: one pass serves them."""
+    found: dict[tuple[int, float], list[int]] = {}
+    for point in sorted(grid):
+        found.setdefault((point.terms, point.width), []).append(point.exit)
+    return found
+
+
+def rising(name: str, values: Sequence[float]) -> None:
     """Raise TinykronError unless there is a number, and each is above the one before."""
     if not values or any(one >= later for one, later in zip(values, values[1:], strict=False)):
         raise TinykronError(f"{name}: expected one or more numbers, each above the one before, found {[*values]}")
@@ -78,7 +93,7 @@ class GridLoss(Distillation):
              reference is the teacher or, without one, the largest point, which then has its cross-entropy alone
     draws    so many points for each batch, each drawn as often as its weight says: the gradient is that of all points
              in expectation. `Settings.accumulate` batches make a step, and their graphs are never alive together.
-             0: all points, one pass for each number of terms
+             0: all points, one pass for each number of terms and width
     teacher  a model of the same vocabulary, such as the dense one
     Raises TinykronError for weights below 0, none above it, or a share outside [0, 1].
     """
@@ -93,7 +108,7 @@ class GridLoss(Distillation):
         follows = teacher is not None and pull > 0.0
         super().__init__(student, teacher, losses=Losses(0.0, 0.0, 0.0, 1.0 - follows, logits=float(follows)))
         self.weights, self.pull, self.draws = dict(weights), pull, draws
-        self.largest = Point(max(point.exit for point in weights), max(point.terms for point in weights))
+        self.largest = Point(*map(max, zip(*weights, strict=True)))
         self.generator = np.random.default_rng(0)
 
     @property
@@ -134,11 +149,10 @@ class GridLoss(Distillation):
         reference = self._reference(batch, inputs, wanted, known)
         counts_BT = to_device(to_host(batch.targets) != IGNORED, self.device)
         parts, values = [], {}
-        for terms in sorted({point.terms for point in wanted}):
-            exits = [point.exit for point in wanted if point.terms == terms]
-            served = self.student(*inputs, exits=exits, terms=terms).exits
+        for (terms, width), exits in by_pass(wanted).items():
+            served = self.student(*inputs, exits=exits, terms=terms, width=width).exits
             for exit, logits in served.items():
-                point = Point(exit, terms)
+                point = Point(exit, terms, width)
                 pull = self.pull if reference is not None and self._follows(point) else 0.0
                 losses = []
                 if pull < 1.0:
@@ -160,4 +174,4 @@ class GridLoss(Distillation):
         if self.losses.needs_teacher:
             return (known or self.ask(batch, self.losses.terms))["logits"]
         with no_grad(), evaluating(self.student):
-            return self.student(*inputs, exit=self.largest.exit, terms=self.largest.terms).logits.data
+            return self.student(*inputs, **self.largest._asdict()).logits.data
