@@ -41,7 +41,7 @@ class Study:
         self.scale, self.folder = scale, Path(folder) / "models"
         self.source = data.weights_folder(scale.model)
         self.start = checkpoint.load(self.source).eval()
-        training, held_out = data.split(data.documents())
+        training, held_out = self.documents = data.split(data.documents())
         self.tokens = data.encode(self.start.tokenizer, training)
         self.held_out = data.encode(self.start.tokenizer, held_out)
         self.blocks, self.inner = len(self.start.blocks), [n for n in scale.exits if n < len(self.start.blocks)]
