@@ -12,6 +12,7 @@ from typing import Any
 
 from tinykron import cli_elastic
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_exits import sort_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
@@ -24,6 +25,7 @@ examples:
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
   tinykron eval my-bert --task docs/package    how well it does at that
+  tinykron sort --exits 2,4,6 --out my-sorted  fine-tune exits after 2, 4, 6 and all blocks
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron sort --ranks 1,2,4 --exits 2,4,6,8 --out DIR  one model in which each depth and rank is a model
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
     )
-    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext; similarity/sts")
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext; qa/closed-book; similarity/sts")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
     evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
@@ -141,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     takes_model(tune)
     finetune_options(tune)
 
+    sort = verb("sort", _sort, "fine-tune a model so that chosen depths are models of their own, beside baselines")
+    takes_model(sort)
+    sort_options(sort)
+    cli_elastic.add_options(sort)
+
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
     generate.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
@@ -151,21 +158,6 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
     )
     cli_elastic.budget_options(generate)
-
-    sort = verb("sort", _sort, "train the exits and the Kronecker terms of a model: every point of the grid is a model")
-    takes_model(sort)
-    sort.add_argument("--exits", metavar="N,N", required=True, help="numbers of blocks after which to leave")
-    sort.add_argument("--out", metavar="DIR", required=True, help="folder to make")
-    sort.add_argument(
-        "--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)"
-    )
-    sort.add_argument(
-        "--distil", type=float, metavar="SHARE", help="of a point's loss: KL from the teacher (default .5)"
-    )
-    sort.add_argument("--draws", type=int, metavar="N", help="points a step, 0 for all of them at once (default 4)")
-    for name, kind in (("steps", int), ("batch", int), ("context", int), ("lr", float)):
-        sort.add_argument(f"--{name}", type=kind, metavar="N", help="of the training")
-    cli_elastic.add_options(sort)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
     papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
@@ -252,6 +244,12 @@ def _finetune(options: argparse.Namespace) -> int:
     return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
 
 
+def _sort(options: argparse.Namespace) -> int:
+    from tinykron import cli_exits
+
+    return cli_exits.sort(options, _model_folder(options))
+
+
 def _run(options: argparse.Namespace) -> int:
     from tinykron import recipes, report
 
@@ -323,10 +321,6 @@ def _generate(options: argparse.Namespace) -> int:
     else:
         print("" if said else options.prompt)
     return 0
-
-
-def _sort(options: argparse.Namespace) -> int:
-    return cli_elastic.run(options, _model_folder(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:

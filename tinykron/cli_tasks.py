@@ -34,17 +34,19 @@ def finetune_options(tune: argparse.ArgumentParser) -> None:
 
 def shipped(task: str) -> str:
     """Return the shipped model that a task is tried with."""
-    return "gpt2-tiny" if task.startswith("lm/") else "bert-tiny"
+    return "gpt2-tiny" if task.startswith(("lm/", "qa/")) else "bert-tiny"
 
 
 def evaluate(options: argparse.Namespace, folder: Path) -> int:
     """Run `eval` with a --task."""
-    from tinykron import checkpoint, similarity, tasks, wikitext
+    from tinykron import checkpoint, closed_book, similarity, tasks, wikitext
 
     if options.task == wikitext.NAME:
         return _evaluate_wikitext(options, folder)
     if options.task == similarity.NAME:
         return _evaluate_similarity(options, folder)
+    if options.task == closed_book.NAME:
+        return _evaluate_questions(options, folder)
     if options.stride is not None or options.limit is not None:
         raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
     task = tasks.find(options.task)
@@ -86,6 +88,31 @@ def _evaluate_similarity(options: argparse.Namespace, folder: Path) -> int:
         raise TinykronError(f"{similarity.NAME}: expected --data, and neither --predict nor --limit nor --stride")
     found = similarity.measure(checkpoint.load(folder), options.data)
     print(_json(asdict(found)) if options.json else similarity.render(found))
+    return 0
+
+
+def _evaluate_questions(options: argparse.Namespace, folder: Path) -> int:
+    """Answer closed-book questions by all blocks, and by each exit that the folder says was trained."""
+    from tinykron import checkpoint, closed_book, standins
+
+    if options.predict or options.limit is not None or options.stride is not None or options.context is not None:
+        raise TinykronError(f"{closed_book.NAME}: expected --data alone")
+    if options.data is None:
+        [(name, text)] = standins.files("docs/questions").items()
+        questions = closed_book.parse_trivia(text, name)
+    else:
+        questions = closed_book.read_questions(options.data)
+    model = checkpoint.load(folder)
+    blocks = len(model.blocks)
+    right = {
+        exit: closed_book.exact_matches(model, questions, exit if exit < blocks else None, f"{exit} blocks")
+        for exit in model.exits or (blocks,)
+    }
+    if options.json:
+        print(_json({"task": closed_book.NAME, "questions": len(questions), "exact_match": right}))
+    else:
+        lines = [f"{exit} blocks: {share:.2f} %" for exit, share in right.items()]
+        print("\n".join([f"exact match of {len(questions):,} answers", *lines]))
     return 0
 
 

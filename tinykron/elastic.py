@@ -164,6 +164,7 @@ def train_grid(
     if history.interrupted:
         say(f"interrupted; the same command continues from {partial}")
         return None
+    student.exits = tuple(sorted({point.exit for point in grid}))
     made = partial / "model"
     shutil.rmtree(made, ignore_errors=True)
     checkpoint.save(student, made, dtype=dtype)

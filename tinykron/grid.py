@@ -6,13 +6,14 @@ SortedNet does (Valipour et al. 2023, arXiv 2309.00255), and learn from the full
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinykron import fused
+from tinykron.accumulate import accumulated
 from tinykron.backend import Array, to_device, to_host
 from tinykron.data import IGNORED
 from tinykron.distances import logit_kl
@@ -92,8 +93,8 @@ class GridLoss(Distillation):
     pull     share of a point's loss that is KL(reference || point), in place of the cross-entropy with the targets. The
              reference is the teacher or, without one, the largest point, which then has its cross-entropy alone
     draws    so many points for each batch, each drawn as often as its weight says: the gradient is that of all points
-             in expectation. `Settings.accumulate` batches make a step, and their graphs are never alive together.
-             0: all points, one pass for each number of terms and width
+             in expectation, and `Settings.accumulate` batches make a step. 0: all points. There is one pass for
+             each number of terms and width, and the graphs of two passes are never alive together
     teacher  a model of the same vocabulary, such as the dense one
     Raises TinykronError for weights below 0, none above it, or a share outside [0, 1].
     """
@@ -146,11 +147,23 @@ class GridLoss(Distillation):
         """Return the weighted sum of the losses of points, and each one's own value."""
         wanted = {point: weight for point, weight in weights.items() if weight}
         inputs = [batch.ids_BT, *([] if batch.mask_BT is None else [batch.mask_BT])]
-        reference = self._reference(batch, inputs, wanted, known)
+        values: dict[str, float] = {}
+        losses = self._losses(batch, inputs, wanted, self._reference(batch, inputs, wanted, known), values)
+        return accumulated(losses, self.student.parameters()), values
+
+    def _losses(
+        self,
+        batch: Any,
+        inputs: Sequence[Any],
+        wanted: Mapping[Point, float],
+        reference: Array | None,
+        values: dict[str, float],
+    ) -> Iterator[Tensor]:
+        """Yield what the points of each pass add to the loss; put each one's own value into `values`."""
         counts_BT = to_device(to_host(batch.targets) != IGNORED, self.device)
-        parts, values = [], {}
         for (terms, width), exits in by_pass(wanted).items():
             served = self.student(*inputs, exits=exits, terms=terms, width=width).exits
+            parts = []
             for exit, logits in served.items():
                 point = Point(exit, terms, width)
                 pull = self.pull if reference is not None and self._follows(point) else 0.0
@@ -162,7 +175,7 @@ class GridLoss(Distillation):
                 loss = total(losses)
                 values[str(point)] = loss.item()
                 parts.append(loss * wanted[point])
-        return total(parts), values
+            yield total(parts)
 
     def _follows(self, point: Point) -> bool:
         return self.losses.needs_teacher or point != self.largest

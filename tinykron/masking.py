@@ -58,18 +58,23 @@ class Masking:
         start, end = (np.full((len(ids_BT), 1), token, dtype=np.int64) for token in (self.start, self.end))
         return np.concatenate([start, ids_BT, end], axis=1)
 
-    def windows(self, tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (inputs_WT, targets_WT), int64: framed windows side by side, always the same tokens hidden."""
-        inner = min(context - 2, len(tokens))
-        ids_WT = self.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
-        return self.hide(ids_WT, np.random.default_rng(0))
-
     def sample_batch(
         self, tokens: np.ndarray, batch: int, context: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (inputs_BT, targets_BT), int64: framed random windows of `tokens`, some of their tokens hidden."""
         window_BT, _ = sample_batch(tokens, batch, context - 2, generator)
         return self.hide(self.frame(window_BT), generator)
+
+    def windows(self, tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (inputs_WT, targets_WT): windows side by side, framed, with the same tokens hidden each time.
+
+        Raises DataError without a token, or a context that has no room for one.
+        """
+        inner = min(context - 2, len(tokens))
+        if inner < 1:
+            raise DataError(f"masked windows: found {len(tokens)} tokens and a context of {context}, need 1 and 3")
+        ids_WT = self.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
+        return self.hide(ids_WT, np.random.default_rng(0))
 
     def sample_pairs(
         self, tokens: np.ndarray, batch: int, context: int, generator: np.random.Generator

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import data, exit_analysis, kron
+from tinykron import data, exit_analysis
 from tinykron.exits import SortedLoss, depth_weights, equal_weights
-from tinykron.nn import Embedding
 from tinykron.relations import (
     Answer,
     Relation,
@@ -39,6 +38,7 @@ from tinykron.relations import (
 )
 from tinykron.relations_decoding import DECODING
 from tinykron.relations_elastic import ELASTIC
+from tinykron.sort import on_frozen
 from tinykron.sorted_study import QUICK, Scale, Study, named
 from tinykron.train import fit
 
@@ -73,18 +73,12 @@ def s1(study: Study, seed: int) -> Values:
 )
 def s2(study: Study, seed: int) -> Values:
     """ICT: after plain fine-tuning, everything but one new head for each exit is frozen."""
-    found = named("SoFT", study.losses(study.soft(seed), study.inner))
-    for exit in study.inner:
-        trunk = kron.cut(study.sft(seed), exit)
-        for parameter in trunk.parameters():
-            parameter.requires_grad = False
-        trunk.head = Embedding(*trunk.embedding.weight.shape)
-        trunk.head.weight.data[...] = trunk.embedding.weight.data
-        history = fit(trunk, study.tokens, study.settings(seed), title=f"ICT, head of exit {exit}")
-        if history.interrupted:
-            raise KeyboardInterrupt
-        found[f"ICT {exit}"] = study.losses(trunk.eval(), [exit])[exit]
-    return found
+    model = on_frozen(study.sft(seed), "heads", study.inner)
+    objective = SortedLoss(model, equal_weights(study.inner))
+    if fit(model, study.tokens, study.settings(seed), distillation=objective, title="ICT").interrupted:
+        raise KeyboardInterrupt
+    soft = study.losses(study.soft(seed), study.inner)
+    return named("SoFT", soft) | named("ICT", study.losses(model, study.inner))
 
 
 @relation(

@@ -61,8 +61,8 @@ def source_of(task: Task, folder: str | Path | None) -> Source:
         if not Path(folder).exists():
             raise TinykronError(f"{folder}: found nothing, expected the files of {task.name}")
         return Path(folder)
-    if task.name not in standins.MAKERS:
-        own = ", ".join(standins.MAKERS)
+    if task.name not in standins.TASKS:
+        own = ", ".join(standins.TASKS)
         raise TinykronError(f"{task.name}: name the folder of its files with --data; only {own} need none")
     return standins.files(task.name)
 

@@ -7,7 +7,7 @@ exits, for every pair of a depth and a k. Widths are sorted by training alone. T
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -69,16 +69,10 @@ def first_units(model: Any, width: float) -> Any:
     return made
 
 
-def first_blocks(model: Any, exit: int) -> Any:
-    """Return a model of the first `exit` blocks, the final norm and the head, which shares its parameters.
-
-    Raises TinykronError for an exit outside 1..blocks.
-    """
-    made = sharing_copy(model)
-    made.blocks = made.blocks[: _in_range("exit: expected a number of blocks", exit, len(made.blocks))]
-    field = "n_layer" if hasattr(made.config, "n_layer") else "num_hidden_layers"
-    made.config = replace(made.config, **{field: len(made.blocks)})
-    return made
+def with_blocks(config: Any, blocks: int) -> Any:
+    """Return a model's configuration for another number of blocks."""
+    field = "n_layer" if hasattr(config, "n_layer") else "num_hidden_layers"
+    return replace(config, **{field: blocks})
 
 
 def _in_range(what: str, value: Any, most: int) -> int:
@@ -89,7 +83,7 @@ def _in_range(what: str, value: Any, most: int) -> int:
 
 def part(model: Any, exit: int | None = None, terms: int | None = None, width: float | None = None) -> Any:
     """Return the first blocks, terms and MLP units of a model, None for all of them, sharing its parameters."""
-    model = model if exit is None else first_blocks(model, exit)
+    model = model if exit is None else model.first_blocks(exit)
     model = model if terms is None else first_terms(model, terms)
     return model if width is None or width == 1.0 else first_units(model, width)
 
@@ -116,7 +110,22 @@ def size(model: Module) -> int:
 
 
 class NestedModel(Module):
-    """A model that may be asked for a part of its Kronecker sums: model(ids, exit=e, terms=k, width=w)."""
+    """A model of blocks that may be asked for a part of itself: model(ids, exit=e, terms=k, width=w)."""
+
+    config: Any
+    blocks: list[Any]
+    exits: tuple[int, ...] = ()  # the depths that were trained to be left at, as the folder says
+
+    def first_blocks(self, exit: int) -> Self:
+        """Return a model of the first `exit` blocks, the final norm and the head, which shares its parameters.
+
+        Raises TinykronError for an exit outside 1..blocks.
+        """
+        made = sharing_copy(self)
+        made.blocks = made.blocks[: _in_range("exit: expected a number of blocks", exit, len(made.blocks))]
+        made.config = with_blocks(made.config, len(made.blocks))
+        made.exits = tuple(one for one in self.exits if one <= exit)
+        return made
 
     def __call__(self, *inputs: Any, terms: int | None = None, width: float | None = None, **options: Any) -> Any:
         """Run `forward`, with the first terms (`first_terms`) and the first MLP units (`first_units`) where asked."""

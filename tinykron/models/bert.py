@@ -114,6 +114,7 @@ class Bert(NestedModel):
         exit: int | None = None,
         exits: Sequence[int] | None = None,
         attention_heads: bool = False,
+        read: bool = True,
     ) -> Output:
         """Return the hidden states, what the pooler makes of the first one, and the head's logits.
 
@@ -124,6 +125,7 @@ class Bert(NestedModel):
         exit              run so many blocks only, then pooler and head; each of its blocks ends in a norm of its own
         exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
         attention_heads   keep each layer's queries, keys and values
+        read              False: no logits; `out.states[n]` of each exit is what `model.read(state)` makes them of
         Logits are (B, T, V) for "masked_lm", (B, C) for "sequence", (B, T, C) for "token", (B, T, 2) for "span": where
         an answer starts and ends; None without a head. Raises DataError for an id or a token type out of range,
         TinykronError beyond the context, for an exit that is none, and for `exits` without a head.
@@ -148,12 +150,22 @@ class Bert(NestedModel):
             hidden.append(x_BTD)
             scores.append(used.scores)
             heads.append(used._replace(scores=None) if attention_heads else None)
-        read = {depth: self._read(hidden[depth]) for depth in depths}
-        logits, pooled_BD = read[depths[-1]]
-        served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in read.items()}
+        if not read:
+            states = {depth: hidden[depth] for depth in depths}
+            return Output(None, tuple(hidden), tuple(scores) if attention_scores else None, states=states)
+        made = {depth: self._read(hidden[depth]) for depth in depths}
+        logits, pooled_BD = made[depths[-1]]
+        served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in made.items()}
         out = Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served)
         out.attention_heads = tuple(heads) if attention_heads else None
         return out
+
+    def read(self, x_BTD: Tensor, exit: int | None = None) -> Tensor:
+        """Return the logits of what leaves a block; all exits share the head. Raises TinykronError without one."""
+        logits, _ = self._read(x_BTD)
+        if logits is None:
+            raise TinykronError("exits: the encoder has no head to read them with")
+        return logits
 
     def _read(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return what head and pooler make of what leaves a block: the logits, and (B, D)."""
