@@ -20,6 +20,7 @@ from tests.checkpoints import write_folder
 from tests.decoders import deep, greedy_by_confidence
 from tests.helpers import assert_close, host
 from tinykron import exits
+from tinykron.distill import Batch
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.generate import changes, generate
 
@@ -265,6 +266,27 @@ def test_sampled_losses_give_the_same_gradient_on_average(weights, draws):
             total += likely * gradient
     assert_gradients(mean, gradients(model, [exits.exit_loss(model, BATCH, weights)[0]]))
     assert all(size == draws and law == pytest.approx(shares) for size, law in asked)
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_step_of_drawn_exits_is_on_average_one_of_all_exits(draws):
+    """The same identity for what training minimises: one scalar, whatever is drawn."""
+    model, weights = deep("gpt2", 3), exits.depth_weights((2, 3, 4), 4, 1.0)
+    batch, sampled = Batch(*BATCH), exits.SortedLoss(model, weights, draws=draws)
+    mean, value = [np.zeros(parameter.shape, np.float64) for parameter in model.parameters()], 0.0
+    for drawn in product(weights, repeat=draws):
+        sampled.generator = SimpleNamespace(choice=lambda *args, drawn=drawn, **options: list(drawn))
+        likely = np.prod([weights[exit] for exit in drawn])
+        loss, terms = sampled(batch)
+        value += likely * terms["drawn exits"]
+        for total, gradient in zip(mean, gradients(model, [loss]), strict=True):
+            total += likely * gradient
+    whole, _ = exits.SortedLoss(model, weights)(batch)
+    assert value == pytest.approx(whole.item(), rel=1e-5)
+    assert_gradients(mean, gradients(model, [whole]))
+    biased = exits.SortedLoss(model, exits.equal_weights((2, 3, 4)))(batch)[0]  # it would be seen
+    with pytest.raises(AssertionError):
+        assert_gradients(mean, gradients(model, [biased]))
 
 
 def test_sampled_losses_draw_by_weight_and_run_no_deeper_than_drawn():

@@ -211,6 +211,11 @@ def test_an_interrupted_run_continues_to_the_same_bits(base: Path, tmp_path: Pat
     assert sort.sort(base / "model", tmp_path / "out", settings, base / "text.txt") is None
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(sort.SortedLoss, "_loss", loss)
+    other = tk.load(base / "model")
+    other.norm.weight.data[0] += 1.0
+    tk.save(other, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        sort.sort(tmp_path / "other", tmp_path / "out", settings, base / "text.txt")
     sort.sort(base / "model", tmp_path / "out", settings, base / "text.txt")
     sort.sort(base / "model", tmp_path / "whole", settings, base / "text.txt")
     assert same(tk.load(tmp_path / "out"), tk.load(tmp_path / "whole"))
@@ -242,6 +247,7 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--exits", "2", "--distil", "1.5"], "distil: found 1.5"),
         (["--exits", "2", "--distil", "0.5", "--method", "plain"], "distil: is for the method sorted, found plain"),
         (["--exits", "2", "--distil", "0.5", "--loss", "sampled"], "distil: an exit that is drawn alone"),
+        (["--exits", "1,3", "--loss", "depth"], "leave none to an exit after 1 block"),
         (["--exits", "2", "--draws", "2"], "draws: found 2"),
         (["--exits", "2", "--scale", "0"], "scale: found 0"),
         (["--exits", "2", "--steps", "0"], "steps: found 0"),

@@ -1,6 +1,6 @@
 """Closed-book questions: TriviaQA's and Natural Questions' files, answers by decoding, exact match.
 
-Joshi et al. 2017 (TriviaQA); Lee et al. 2019 (NQ-open). Sorted LLaMA, section 4.4, measures exits by them.
+Joshi et al. 2017 (TriviaQA); Lee et al. 2019 (NQ-open). Sorted LLaMA measures exits by them.
 """
 
 from __future__ import annotations

@@ -267,11 +267,18 @@ class SortedLoss(Distillation):
     pull     share of an inner exit's loss that is the KL from the last one: see `exit_loss`
     draws    0: all exits in every step; else so many drawn at random, as `sampled_losses` has it (SortedNet)
     rotation of the weights, as `rotated` has it: every exit once in so many steps; 1: always all
+    origin   what else two runs must have in common for one to go on where the other stopped: their start, say
     A student of which a part is frozen runs without dropout, so that what stands still says the same in every step.
     """
 
     def __init__(
-        self, student: Any, weights: Mapping[int, float], pull: float = 0.0, draws: int = 0, rotation: int = 1
+        self,
+        student: Any,
+        weights: Mapping[int, float],
+        pull: float = 0.0,
+        draws: int = 0,
+        rotation: int = 1,
+        origin: str = "",
     ) -> None:
         super().__init__(student, losses=Losses(0.0, 0.0, 0.0, 1.0))
         _check_weights(weights)
@@ -279,11 +286,12 @@ class SortedLoss(Distillation):
             expected = "a share in [0, 1], a number from 0 on, one from 1 on"
             raise TinykronError(f"exits: found pull {pull}, draws {draws}, rotation {rotation}, expected {expected}")
         self.weights, self.pull, self.draws, self.rotation = dict(weights), pull, draws, rotation
+        self.origin = origin
         self.step, self.generator = 0, np.random.default_rng(0)
 
     @property
     def identity(self) -> str:
-        return repr((super().identity, self.weights, self.pull, self.draws, self.rotation))
+        return repr((super().identity, self.weights, self.pull, self.draws, self.rotation, self.origin))
 
     def start(self, *seed: int) -> None:
         super().start(*seed)

@@ -224,7 +224,7 @@ def render(front: Front, title: str) -> str:
         table.add_column(heading, justify="left" if number == len(HEADINGS) - 1 else "right")
     for row in cells(front):
         table.add_row(*row)
-    Console(file=text, width=110).print(table)
+    Console(file=text, width=120).print(table)
     return text.getvalue()
 
 

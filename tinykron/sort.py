@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tinykron.instructions import Example
 from tinykron.material import CONTEXTS, KINDS, Material, read
 from tinykron.models.exit_parts import add_parts
 from tinykron.models.transformer import trained_exits
-from tinykron.train import Settings, fit
+from tinykron.train import Settings, digest_model, fit
 
 METHODS = {
     "sorted": "all exits learn together: Sorted LLaMA (arXiv 2309.08968)",
@@ -36,8 +37,6 @@ LOSSES = {
     "depth": "weights that grow with depth: LayerSkip (arXiv 2404.16710)",
     "rotational": "the same, and in each step one inner exit beside the last: LayerSkip's curriculum",
 }
-
-
 RECIPES = ("sorted-llama",)
 NAMES = {tuple: "a list of numbers of blocks", str: "a text", int: "a whole number", float: "a number"}
 
@@ -163,8 +162,14 @@ class Run:
     settings: Sorting
     folder: Path
 
+    @cached_property
+    def origin(self) -> str:
+        """By which a training is known that started elsewhere."""
+        return digest_model(self.start)
+
     def train(self, model: Any, loss: SortedLoss, name: str) -> None:
         """Train a model in place; a training that was stopped goes on. A Ctrl-C raises KeyboardInterrupt in its end."""
+        loss.origin = self.origin
         history = fit(
             model, self.material.training, self.settings.training, distillation=loss, masking=self.material.masking,
             folder=self.folder / name, title=name,
@@ -312,6 +317,8 @@ def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:
     if model.exit_parts if hasattr(model, "cache") else ():
         raise TinykronError("sort: the exits of this model have parts of their own; start from the model without them")
     plain = Sorting(exits)
+    if "sorted" in methods and settings.loss in ("depth", "rotational") and exits[0] == 1:
+        raise TinykronError("exits: weights by depth leave none to an exit after 1 block; choose deeper ones")
     for name in ("loss", "distil"):
         if "sorted" not in methods and getattr(settings, name) != getattr(plain, name):
             raise TinykronError(f"{name}: is for the method sorted, found {', '.join(sorted(methods))}")

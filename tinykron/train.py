@@ -250,7 +250,7 @@ class Feed:
         settings, distillation = self.settings, self.distillation
         drawn = {name: getattr(settings, name) for name in ("batch", "context", "accumulate", "seed")}
         return {
-            "teacher": _digest_model(distillation.teacher),
+            "teacher": digest_model(distillation.teacher),
             "text": _digest_text(self.tokens, self.masking),
             "batches": ", ".join(f"{name} {value}" for name, value in (drawn | {"epoch": self.epoch}).items()),
             "losses": ", ".join(sorted(distillation.losses.terms)),
@@ -261,11 +261,12 @@ class Feed:
         """Return what differs wherever a run would go another way, beyond its settings and its student."""
         distillation = self.distillation
         given = distillation.identity, self.cache and self.cache.dtype
-        text, teacher = _digest_text(self.tokens, self.masking), _digest_model(distillation.teacher)
+        text, teacher = _digest_text(self.tokens, self.masking), digest_model(distillation.teacher)
         return hashlib.blake2b(repr((given, text, teacher)).encode(), digest_size=16).hexdigest()
 
 
-def _digest_model(model: Module | None) -> str:
+def digest_model(model: Module | None) -> str:
+    """Return a fingerprint of all parameters, by name and value."""
     digest = hashlib.blake2b(digest_size=16)
     for name, array in model.state_dict().items() if model else ():
         digest.update(name.encode())

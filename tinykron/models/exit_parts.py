@@ -13,7 +13,7 @@ from tinykron.nn import Module
 from tinykron.tensor import Tensor
 
 KINDS = {
-    "heads": "a head each, read through the shared norm: Sorted LLaMA's SFT + ICT, section 4.1",
+    "heads": "a head each, read through the shared norm: Sorted LLaMA's SFT + ICT",
     "blocks": "a block and a norm each, before the shared head: Balcony (arXiv 2503.05005)",
 }
 
