@@ -187,6 +187,9 @@ def test_the_verb(base: Path, tmp_path: Path, capsys: Any) -> None:
     assert len(told["after"]["points"]) == 8 and told["settings"]["steps"] == 1
     assert cli.main([*sort, "--ranks", "1,2", "--widths", "half"]) == 2
     assert "--widths: expected shares such as .5,1, found 'half'" in capsys.readouterr().err
+    assert tk.load(tmp_path / "out").exits == (1, 2)
+    assert cli.main([*sort, "--ranks", "1", "--method", "plain"]) == 2
+    assert "--method: is for exits alone, found --ranks beside it" in capsys.readouterr().err
     assert cli.main([*sort, "--ranks", "1,x"]) == 2
     assert "--ranks: expected whole numbers such as 2,4,8, found '1,x'" in capsys.readouterr().err
 

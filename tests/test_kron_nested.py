@@ -15,8 +15,10 @@ from tests.nested_models import FAMILIES, IDS, nested
 from tinykron import kron
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.fused import cross_entropy
+from tinykron.gradcheck import gradcheck
 from tinykron.kron import nested as nested_module
-from tinykron.kron.linear import KronModule
+from tinykron.kron.linear import KronModule, Prefix
+from tinykron.models.exit_parts import add_parts
 
 
 def truncated(model: Any, terms: int) -> Any:
@@ -78,6 +80,15 @@ def test_gradients_reach_the_terms_in_use_alone(device, family):
     part = kron.cut(model, exit=2, terms=1)
     cross_entropy(part(IDS[:, :-1]).logits, IDS[:, 1:]).backward()
     np.testing.assert_array_equal(host(query.a_RMN.grad)[:1], host(part.blocks[1].attention.query.a_RMN.grad))
+
+
+def test_a_prefix_and_its_gradient(device):
+    x = np.random.default_rng(0).standard_normal((3, 4, 5))
+    for counts in ((2,), (None, 3), (2, None, 1), (None, None, None)):
+        gradcheck(lambda x, counts=counts: Prefix(*counts)(x), x)
+        found = host(Prefix(*counts)(tk.Tensor(x)))
+        np.testing.assert_array_equal(found, x[tuple(slice(count) for count in counts)])
+        assert found.flags.c_contiguous
 
 
 POINTS = [
@@ -195,3 +206,21 @@ def test_the_mode_is_that_of_the_whole():
     assert all(module.training for _, module in kron.first_terms(model, 1).modules())
     view = kron.first_terms(model.eval(), 1)
     assert not any(module.training for _, module in view.modules() if isinstance(module, KronModule))
+
+
+def test_the_trained_exits_of_a_part_are_those_that_it_has(tmp_path: Path):
+    model = nested("gpt2")
+    model.exits = (1, 2, 3)
+    part = kron.cut(model, 2, 1)
+    tk.save(part, tmp_path / "part")
+    assert tk.load(tmp_path / "part").exits == (1, 2) and kron.cut(model, terms=1).exits == (1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["heads", "blocks"])
+def test_an_exit_with_a_part_of_its_own_has_terms_and_widths_too(kind):
+    model = add_parts(nested("gpt2"), kind, [1, 2])
+    for parameter in model.exit_parts[1].parameters():
+        parameter.data *= 0.5
+    inside = host(model(IDS, exit=2, terms=1).logits)
+    np.testing.assert_array_equal(host(kron.cut(model, 2, 1)(IDS).logits), inside)
+    assert np.abs(inside - host(model(IDS, exit=2).logits)).max() > 1e-3
