@@ -32,6 +32,7 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", metavar="TEXT", help="file, or folder of text (default: what every Python carries)")
     sub.add_argument("--steps", type=int, metavar="N", help="of training (default 300)")
     sub.add_argument("--batch", type=int, metavar="N", help="windows or examples of a step (default 8)")
+    sub.add_argument("--accumulate", type=int, metavar="N", help="batches of a step, one after the other (default 1)")
     sub.add_argument(
         "--context", type=int, metavar="N", help="tokens of a window (default 128) or example (default 512), at most"
     )
@@ -53,11 +54,7 @@ def sort(options: argparse.Namespace, folder: Path) -> int:
         raise TinykronError("sort: expected --exits, such as 2,4,6, or --config")
     settings = sort.Sorting.read(options.config, **given) if options.config else sort.Sorting(**given)
     beside = options.beside.split(",") if options.beside else []
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    found = sort.sort(folder, options.out, settings, options.data, beside, say)
+    found = sort.sort(folder, options.out, settings, options.data, beside)
     if found is None:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130

@@ -7,7 +7,8 @@ Letters: B batch, T positions, N output positions, V vocabulary, E exits, L leve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tinykron.generate import Trace, generate
 from tinykron.masking import Masking
 from tinykron.models.transformer import check_exits
 from tinykron.nn import evaluating
+from tinykron.progress import Progress
 from tinykron.tensor import no_grad
 
 TOKENS_AT_ONCE = 2048  # of a pass
@@ -40,19 +42,25 @@ def losses(
     inputs_WT, targets_WT = masking.windows(tokens, context) if masking else data.windows(tokens, context)
     rows = max(1, TOKENS_AT_ONCE // context)
     starts = range(0, len(inputs_WT), rows)
-    return losses_of(model, ((inputs_WT[i : i + rows], targets_WT[i : i + rows]) for i in starts), exits)
+    return losses_of(model, [(inputs_WT[i : i + rows], targets_WT[i : i + rows]) for i in starts], exits)
 
 
-def losses_of(model: Any, batches: Iterable[Batch], exits: Sequence[int]) -> dict[int, float]:
-    """Return each exit's mean cross-entropy over batches, in nats a target that counts: {blocks: loss}."""
+def losses_of(model: Any, batches: Sequence[Batch], exits: Sequence[int], title: str = "") -> dict[int, float]:
+    """Return each exit's mean cross-entropy over batches, in nats a target that counts: {blocks: loss}.
+
+    With a `title`, progress is shown. Raises DataError if no target counts.
+    """
     depths = check_exits(None, exits, len(model.blocks))
     sums, count = dict.fromkeys(depths, 0.0), 0
-    with no_grad(), evaluating(model):
+    shown = Progress(title, len(batches), "batches") if title else nullcontext()
+    with no_grad(), evaluating(model), shown as progress:
         for batch in batches:
             counted = int((batch[1] != data.IGNORED).sum())
             _, terms = exit_loss(model, batch, dict.fromkeys(depths, 1.0))
             sums = {depth: total + terms[f"exit {depth}"] * counted for depth, total in sums.items()}
             count += counted
+            if progress:
+                progress.advance(1)
     if not count:
         raise DataError("exit losses: expected targets, found none that counts")
     return {depth: total / count for depth, total in sums.items()}

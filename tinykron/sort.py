@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,7 +108,7 @@ class Sorting:
         warmup, context = self.steps // 20, self.context or CONTEXTS[self.kind]
         return Settings(
             self.steps, self.batch, context, self.accumulate, lr=self.lr, warmup=warmup,
-            weight_decay=self.weight_decay, seed=self.seed,
+            weight_decay=self.weight_decay, seed=self.seed, checkpoint_every=50,
         )  # fmt: skip
 
 
@@ -222,20 +222,20 @@ class Run:
         return dict.fromkeys(exits, model)
 
 
-def losses_by_exit(models: Models, batches: Sequence[Batch]) -> dict[int, float]:
+def losses_by_exit(models: Models, batches: Sequence[Batch], title: str = "") -> dict[int, float]:
     """Return the held-out loss of each exit by the model that serves it, in nats a token."""
     found: dict[int, float] = {}
     for model in dict.fromkeys(models.values()):
         served = [exit for exit, other in models.items() if other is model]
-        found |= exit_analysis.losses_of(model, batches, served)
+        found |= exit_analysis.losses_of(model, batches, served, title)
     return dict(sorted(found.items()))
 
 
-def right_by_exit(models: Models, questions: Sequence[Example]) -> dict[int, float]:
+def right_by_exit(models: Models, questions: Sequence[Example], title: str = "") -> dict[int, float]:
     """Return the share of questions that each exit answers right, in per cent."""
     found = {}
     for exit, model in sorted(models.items()):
-        found[exit] = exact_matches(model, questions, exit if exit < len(model.blocks) else None, "answering")
+        found[exit] = exact_matches(model, questions, exit if exit < len(model.blocks) else None, title)
     return found
 
 
@@ -248,7 +248,6 @@ def sort(
     settings: Sorting,
     source: str | Path | None = None,
     beside: Sequence[str] = (),
-    say: Callable[[str], object] = print,
 ) -> Sorted | None:
     """Fine-tune the exits of a checkpoint and save the result as a new one with a card.
 
@@ -272,10 +271,9 @@ def sort(
     right: dict[str, dict[int, float]] = {}
 
     def measure(name: str, models: Models) -> None:
-        say(f"measuring {name}")
-        losses[name] = losses_by_exit(models, material.held_out)
+        losses[name] = losses_by_exit(models, material.held_out, f"measuring {name}")
         if material.questions:
-            right[name] = right_by_exit(models, material.questions)
+            right[name] = right_by_exit(models, material.questions, f"{name} answers")
 
     measure("before", dict.fromkeys(settings.exits, start))
     dtype, result = checkpoint.stored_dtype(folder), run.folder / "result"
@@ -285,7 +283,6 @@ def sort(
         except KeyboardInterrupt:  # a training has kept its progress
             return None
         if name == settings.method:
-            say(f"saving {name}")
             shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
             models = _save(models, result, dtype)  # rounded as they are saved
         measure(name, models)
