@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     """Run `sort` with --ranks on the model in a folder."""
     from tinykron import elastic
 
-    for name in ("config", "method", "loss", "scale", "beside", "kind"):
+    for name in ("config", "method", "loss", "scale", "beside", "kind", "accumulate"):
         if getattr(options, name) is not None:
             raise TinykronError(f"--{name}: is for exits alone, found --ranks beside it")
     names = ("share", "distil", "draws", "full", "steps", "batch", "context", "lr", "seed")
