@@ -12,13 +12,12 @@ import pytest
 import tinykron as tk
 from tests.decoders import DATA, tiny_gpt2
 from tests.test_exit_parts import with_parts
-from tinykron import cli, closed_book, data
+from tinykron import cli, closed_book, data, kron
 from tinykron.closed_book import answers, exact_match, exact_matches, normalised, read_questions
 from tinykron.data import shipped_folder
 from tinykron.errors import DataError
 from tinykron.instructions import encode
 from tinykron.metrics import normalised as of_squad
-from tinykron.models.exit_parts import cut
 from tinykron.train import Settings, fit
 
 TRIVIA = {  # an entry as TriviaQA has it
@@ -158,7 +157,7 @@ def test_what_was_learned_is_answered_right_by_each_exit(asked: Any) -> None:
     model, questions = asked
     assert answers(model, questions) == list(FACTS.values())
     assert exact_matches(model, questions) == exact_matches(model, questions, exit=2) == 100.0
-    assert answers(model, questions, exit=1) == answers(cut(model, 1), questions)
+    assert answers(model, questions, exit=1) == answers(kron.cut(model, 1), questions)
     wrong = [closed_book.Example(one.prompt, one.answer, ("another",)) for one in questions]
     assert exact_matches(model, [*questions, *wrong]) == 50.0
 
@@ -172,7 +171,7 @@ def test_an_exit_with_a_block_of_its_own_answers_too(asked: Any) -> None:
     _, questions = asked
     model = with_parts("gpt2", "blocks", vocabulary=300, n_positions=64)
     model.tokenizer = asked[0].tokenizer
-    assert answers(model, questions, exit=3) == answers(cut(model, 3), questions)
+    assert answers(model, questions, exit=3) == answers(kron.cut(model, 3), questions)
 
 
 def test_a_long_prompt_loses_its_beginning_and_none_is_an_error(asked: Any) -> None:

@@ -13,10 +13,11 @@ import tinykron as tk
 from tests.decoders import deep
 from tests.helpers import assert_close, host
 from tests.tiny_tasks import tiny_bert
+from tinykron import kron
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.generate import generate
 from tinykron.info import flops_per_token
-from tinykron.models.exit_parts import KINDS, add_parts, cut, kind_of
+from tinykron.models.exit_parts import KINDS, add_parts, kind_of
 
 IDS = np.random.default_rng(0).integers(0, 40, (2, 9))
 EXITS = (1, 3)
@@ -61,7 +62,7 @@ def test_parts_are_read_at_their_exit_saved_and_loaded(device, tmp_path: Path, f
 def test_an_exit_cut_out_is_a_model_with_the_same_logits(tmp_path: Path, kind: str | None):
     model = with_parts("llama", kind) if kind else deep("llama", 0)
     before = {name: host(array).copy() for name, array in model.state_dict().items()}
-    part = cut(model, 3)
+    part = kron.cut(model, 3)
     assert_close(logits(part), logits(model, exit=3), rtol=0, atol=0)
     tk.save(part, tmp_path / "part")
     assert_close(logits(tk.load(tmp_path / "part")), logits(model, exit=3), rtol=0, atol=0)
@@ -72,7 +73,7 @@ def test_an_exit_cut_out_is_a_model_with_the_same_logits(tmp_path: Path, kind: s
 
 def test_decoding_by_an_exit_with_a_head_of_its_own():
     model = with_parts("gpt2", "heads")
-    assert_close(generate(model, IDS[0], 5, exit=3, stop=()), generate(cut(model, 3), IDS[0], 5, stop=()))
+    assert_close(generate(model, IDS[0], 5, exit=3, stop=()), generate(kron.cut(model, 3), IDS[0], 5, stop=()))
 
 
 def test_what_no_cache_holds_is_refused():

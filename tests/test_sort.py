@@ -17,7 +17,7 @@ from tests.tiny_teacher import make_teacher, write_text
 from tests.tiny_training import interrupt
 from tinykron import cli, data, info, kron, sort
 from tinykron.errors import CheckpointError, DataError, TinykronError
-from tinykron.models.exit_parts import cut, kind_of
+from tinykron.models.exit_parts import kind_of
 from tinykron.sort import METHODS, Sorting
 from tinykron.train import fit
 
@@ -115,7 +115,7 @@ def test_balcony_leaves_the_full_model_equal_to_the_bit(base: Path, made: dict[s
 
 
 def test_extracted_is_training_the_cut_model(base: Path, made: dict[str, sort.Sorted], tmp_path: Path) -> None:
-    model = cut(tk.load(base / "model"), 3)
+    model = kron.cut(tk.load(base / "model"), 3)
     tokens = data.encode(model.tokenizer, data.split(data.documents(base / "text.txt"))[0])
     fit(model, tokens, SETTINGS.training, distillation=sort.SortedLoss(model, {3: 1.0}))
     tk.save(model, tmp_path / "cut", "bfloat16")
@@ -235,7 +235,7 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--exits", "2,x"], "--exits: expected numbers of blocks such as 2,4,6, found '2,x'"),
+        (["--exits", "2,x"], "--exits: expected whole numbers such as 2,4,8, found '2,x'"),
         (["--exits", "2,5"], "exits: expected rising numbers of blocks in 1..4, found (2, 5)"),
         (["--exits", "3,2"], "found (3, 2)"),
         (["--exits", "2,2"], "found (2, 2)"),

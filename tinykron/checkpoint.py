@@ -20,6 +20,7 @@ from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
 from tinykron.hub import resolve
 from tinykron.kron.compress import plan_of, restructure
+from tinykron.kron.nested import kron_layers
 from tinykron.kron.plan import KronPlan
 from tinykron.models import bert, gpt2, llama
 from tinykron.models.exit_parts import add_parts, kind_of
@@ -269,6 +270,8 @@ def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> 
 def _config(model: Any, dtype: str) -> dict[str, Any]:
     """Return what config.json says of a model, after checking that this describes it."""
     config = model.config.to_dict() | {"dtype": dtype, "torch_dtype": dtype}  # transformers since 5, and before
+    if any(layer.unused for layer in kron_layers(model)):
+        raise CheckpointError("save: the model shares its factors with a larger one; kron.cut makes it its own")
     plan = plan_of(model)
     told: dict[str, Any] = {"kron": json.loads(plan.to_json())} if plan else {}
     told |= {"exits": list(model.exits)} if model.exits else {}

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tinykron import cli_elastic
 from tinykron.backend import current_device, device, recycled_memory
 from tinykron.cli_exits import sort_options
 from tinykron.cli_recipes import recipe_options
@@ -27,6 +28,7 @@ examples:
   tinykron eval my-bert --task docs/package    how well it does at that
   tinykron sort --exits 2,4,6 --out my-sorted  fine-tune exits after 2, 4, 6 and all blocks
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
+  tinykron sort --ranks 1,2,4 --exits 2,4,6,8 --out DIR  one model in which each depth and rank is a model
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
   tinykron bench kron                          Kronecker layers beside the dense one, and beside peers
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     sort = verb("sort", _sort, "fine-tune a model so that chosen depths are models of their own, beside baselines")
     takes_model(sort)
     sort_options(sort)
+    cli_elastic.add_options(sort)
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
@@ -148,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
     )
+    cli_elastic.budget_options(generate)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
     papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
@@ -267,6 +271,7 @@ def _generate(options: argparse.Namespace) -> int:
     model = checkpoint.load(folder)
     if model.tokenizer is None:
         raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
+    model = cli_elastic.within_budget(options, folder, model)
     ids = model.tokenizer.encode(options.prompt).ids
     count = options.max_new_tokens
     if count is None:

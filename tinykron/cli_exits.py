@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from tinykron.cli_elastic import numbers, run
 from tinykron.errors import TinykronError
 
 METHODS = ("sorted", "plain", "heads", "extracted", "balcony")
@@ -39,13 +40,16 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
 
 
 def sort(options: argparse.Namespace, folder: Path) -> int:
-    """Run `sort`."""
+    """Run `sort`; with --ranks, of a grid of exits and numbers of terms."""
     from tinykron import sort
+
+    if options.ranks is not None:
+        return run(options, folder)
 
     names: list[str] = [field.name for field in fields(sort.Sorting) if field.name != "exits"]
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if options.exits is not None:
-        given["exits"] = _numbers(options.exits)
+        given["exits"] = numbers("--exits", options.exits)
     elif options.config is None:
         raise TinykronError("sort: expected --exits, such as 2,4,6, or --config")
     settings = sort.Sorting.read(options.config, **given) if options.config else sort.Sorting(**given)
@@ -56,11 +60,3 @@ def sort(options: argparse.Namespace, folder: Path) -> int:
         return 130
     print(json.dumps(found.as_dict(), indent=2) if options.json else sort.render(found))
     return 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the exits of "2,4,6". Raises TinykronError."""
-    parts: list[Any] = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise TinykronError(f"--exits: expected numbers of blocks such as 2,4,6, found {text!r}")
-    return tuple(map(int, parts))

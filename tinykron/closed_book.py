@@ -12,11 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from tinykron import kron
 from tinykron.data import end_token
 from tinykron.errors import DataError, TinykronError
 from tinykron.generate import generate
 from tinykron.instructions import Example, file_text, kind_of, parse_json
-from tinykron.models.exit_parts import cut
 from tinykron.models.exit_parts import kind_of as parts_of
 from tinykron.progress import Progress
 
@@ -124,7 +124,7 @@ def answers(model: Any, examples: Sequence[Example], exit: int | None = None, ti
     if model.tokenizer is None or not hasattr(model, "cache"):
         raise TinykronError(f"{NAME}: expected a causal model with a tokenizer, found a {type(model).__name__}")
     if exit is not None and parts_of(model) == "blocks":
-        model, exit = cut(model, exit), None  # its own block has no place in the trunk's cache
+        model, exit = kron.cut(model, exit), None  # its own block has no place in the trunk's cache
     count = min(NEW_TOKENS, model.context // 2)
     ids = [model.tokenizer.encode(example.prompt).ids[count - model.context :] for example in examples]
     written, end = [""] * len(ids), end_token(model.tokenizer)

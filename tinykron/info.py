@@ -96,7 +96,7 @@ def _product_flops(module: Any) -> int:
     """Return the multiplications and additions of one vector with a layer's matrix."""
     if isinstance(module, Linear | Embedding):
         return 2 * module.weight.size
-    return 2 * multiplications(module.a_RMN, module.b_RPQ) if isinstance(module, KronModule) else 0
+    return 2 * multiplications(module.factors.a, module.factors.b) if isinstance(module, KronModule) else 0
 
 
 def output_table(model: Any) -> Any:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import exit_analysis
+from tinykron import exit_analysis, kron
 from tinykron.exits import SortedLoss, calibrate, ladder
 from tinykron.generate import Trace, changes, generate
-from tinykron.models.exit_parts import cut
 from tinykron.relations import Relation, Values, above, below, both, falling, less, not_above, relation, rising
 from tinykron.sorted_study import Study, named
 
@@ -146,7 +145,7 @@ def _gain(acceptance: float, exit: int, blocks: int, shared: bool, draft_length:
 def b5(study: Study, seed: int) -> Values:
     """The same drafts from the model's own exit, and from a copy of its first blocks as a model of its own."""
     model, exit = study.soft(seed), study.inner[0]
-    other = cut(model, exit)
+    other = kron.cut(model, exit)
     found = dict.fromkeys(("shared", "separate"), 0)
     for prompt in study.prompts(seed):
         for name, draft in (("shared", exit), ("separate", other)):

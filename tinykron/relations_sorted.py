@@ -37,6 +37,7 @@ from tinykron.relations import (
     run,
 )
 from tinykron.relations_decoding import DECODING
+from tinykron.relations_elastic import ELASTIC
 from tinykron.sort import on_frozen
 from tinykron.sorted_study import QUICK, Scale, Study, named
 from tinykron.train import fit
@@ -245,7 +246,7 @@ def reproduce(
 ) -> list[Answer]:
     """Answer the relations, those named in `only` or all, and write report.md, report.json and exits.png."""
     scale = scale or (QUICK if quick else Scale())
-    relations, folder = chosen([*RELATIONS, *DECODING], only), Path(folder)
+    relations, folder = chosen([*RELATIONS, *DECODING, *ELASTIC], only), Path(folder)
     study = Study(scale, folder)
     answers = run(relations, study, scale.seeds, folder, asdict(scale), say)
     title, command = "tinykron reproduce sorted-llama", f"tinykron reproduce sorted-llama{' --quick' * quick}"

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinykron import checkpoint, data, exit_analysis
+from tinykron import checkpoint, data, exit_analysis, kron
 from tinykron.closed_book import exact_matches
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import bounded_exp
@@ -20,7 +20,7 @@ from tinykron.exits import Batch, SortedLoss, depth_weights, equal_weights
 from tinykron.hub import resolve
 from tinykron.instructions import Example
 from tinykron.material import CONTEXTS, KINDS, Material, read
-from tinykron.models.exit_parts import add_parts, cut
+from tinykron.models.exit_parts import add_parts
 from tinykron.models.transformer import trained_exits
 from tinykron.train import Settings, digest_model, fit
 
@@ -197,7 +197,7 @@ class Run:
 
     def extracted(self) -> Models:
         """Cut each inner exit out and train it by itself; the full model is that of plain fine-tuning."""
-        models = {exit: cut(self.start, exit) for exit in self._inner}
+        models = {exit: kron.cut(self.start, exit) for exit in self._inner}
         for exit, model in models.items():
             self.train(model, SortedLoss(model, {exit: 1.0}), f"extracted-{exit}")
         blocks = len(self.start.blocks)

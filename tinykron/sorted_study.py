@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, data, exit_analysis
+from tinykron import checkpoint, data, exit_analysis, kron
 from tinykron.exits import SortedLoss, equal_weights
-from tinykron.models.exit_parts import cut
 from tinykron.train import Settings, fit
 
 
@@ -42,7 +41,7 @@ class Study:
         self.scale, self.folder = scale, Path(folder) / "models"
         self.source = data.weights_folder(scale.model)
         self.start = checkpoint.load(self.source).eval()
-        training, held_out = data.split(data.documents())
+        training, held_out = self.documents = data.split(data.documents())
         self.tokens = data.encode(self.start.tokenizer, training)
         self.held_out = data.encode(self.start.tokenizer, held_out)
         self.blocks, self.inner = len(self.start.blocks), [n for n in scale.exits if n < len(self.start.blocks)]
@@ -62,7 +61,7 @@ class Study:
         path = self.folder / f"{name}-seed{seed}"
         if path.exists():
             return checkpoint.load(path).eval()
-        model = cut(self.start, blocks or self.blocks)
+        model = kron.cut(self.start, blocks or None)
         history = fit(
             model, self.tokens, self.settings(seed, times), distillation=loss(model) if loss else None,
             folder=self.folder / f"{name}-seed{seed}-training", title=f"{name}, seed {seed}",

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.kron.nested import NestedModel
 from tinykron.models import classes
 from tinykron.models.bert_config import HEADS as HEADS
 from tinykron.models.bert_config import BertConfig as BertConfig
@@ -83,10 +84,8 @@ class Classifier(Module):
         return self.linear(self.dropout(x))
 
 
-class Bert(Module):
+class Bert(NestedModel):
     """BERT's encoder, with one of its heads or none."""
-
-    exits: tuple[int, ...] = ()  # the depths that were trained to be left at, as the folder says
 
     def __init__(self, config: BertConfig, generator: Generator = None) -> None:
         width = config.hidden_size

@@ -1,13 +1,12 @@
-"""What an exit can have of its own on a frozen trunk, and an exit cut out as a model of its own."""
+"""What an exit can have of its own on a frozen trunk."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import CheckpointError
 from tinykron.models.checks import check_exit
 from tinykron.models.transformer import Decoder
 from tinykron.nn import Module
@@ -55,27 +54,3 @@ def kind_of(model: Any) -> str | None:
     """Return which kind of parts the exits of a model have; None where all share the model's own norm and head."""
     parts = getattr(model, "exit_parts", ())
     return None if not parts else "heads" if parts[0].head is not None else "blocks"
-
-
-def cut(model: Any, exit: int) -> Any:
-    """Return a copy of an exit as a model of its own: the first blocks, what the exit has of its own, norm and head.
-
-    It computes what `model(ids, exit=exit)` does, to the bit. Raises TinykronError for an exit that is none.
-    """
-    check_exit(exit, len(model.blocks))
-    part = model.part(exit) if isinstance(model, Decoder) else None
-    made = copy.copy(model)
-    made.blocks = model.blocks[:exit]
-    if part is not None and part.block is not None:
-        made.blocks, made.norm = [*made.blocks, part.block], part.norm
-    if part is not None and part.head is not None:
-        made.head = part.head
-        made.config = replace(made.config, tie_word_embeddings=False)
-    if isinstance(model, Decoder):
-        made.exit_parts = []
-    made.exits = () if kind_of(model) else tuple(one for one in model.exits if one <= exit)
-    field = next((name for name in ("n_layer", "num_hidden_layers") if hasattr(made.config, name)), None)
-    if field is None:
-        raise TinykronError(f"cut: the configuration of a {type(model).__name__} names no number of blocks")
-    made.config = replace(made.config, **{field: len(made.blocks)})
-    return copy.deepcopy(made)

@@ -6,8 +6,8 @@ Letters: B batch, T query time, S key time, H heads, G key/value heads, K head w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from tinykron import fused
 from tinykron.attention import attention, rotary
 from tinykron.backend import Array, xp_of
 from tinykron.errors import ShapeError, TinykronError
+from tinykron.kron.nested import NestedModel, with_blocks
 from tinykron.models.checks import boolean as boolean
 from tinykron.models.checks import check_exit as check_exit
 from tinykron.models.checks import check_exits as check_exits
@@ -23,7 +24,7 @@ from tinykron.models.checks import check_mask as check_mask
 from tinykron.models.checks import number as number
 from tinykron.models.checks import positive as positive
 from tinykron.models.checks import trained_exits as trained_exits
-from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm
+from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm, sharing_copy
 from tinykron.tensor import Tensor
 
 Angles = tuple[Array, Array]  # cosines and sines of rotary positions, (T, K/2) or (B, 1, T, K/2)
@@ -242,7 +243,7 @@ class Block(Module):
         self.attention.remember(self.norm_1(x_BTD), cache, angles)
 
 
-class Decoder(Module):
+class Decoder(NestedModel):
     """A causal language model: embedding, blocks, final norm, and a head of its own or tied to the embedding.
 
     A family sets the attributes below, and says where positions enter: in `embed`, or as `angles` of the attention.
@@ -254,7 +255,6 @@ class Decoder(Module):
     blocks: list[Block]
     norm: LayerNorm | RMSNorm
     head: Embedding | None  # None: tied to the embedding
-    exits: tuple[int, ...] = ()  # the depths that were trained to be left at, as the folder says
     exit_parts: Sequence[Any] = ()  # what exits have of their own: see exit_parts.py
 
     @property
@@ -278,6 +278,17 @@ class Decoder(Module):
         """Return what an exit has of its own, None for most: the final norm and the head serve every exit."""
         return next((part for part in self.exit_parts if part.exit == exit), None)
 
+    def first_blocks(self, exit: int) -> Self:
+        """Return a model of the first `exit` blocks and of what that exit reads with; it shares its parameters."""
+        made, part = super().first_blocks(exit), self.part(exit)
+        if part is not None and part.block is not None:
+            made.blocks, made.norm = [*made.blocks, sharing_copy(part.block)], part.norm
+            made.config = with_blocks(made.config, len(made.blocks))
+        if part is not None and part.head is not None:
+            made.head, made.config = part.head, replace(made.config, tie_word_embeddings=False)
+        made.exits, made.exit_parts = (() if self.exit_parts else made.exits), []
+        return made
+
     def read(self, x_BTD: Tensor, exit: int | None = None) -> Tensor:
         """Return the logits (B, T, V) of what leaves a block, or an exit's own block."""
         part = self.part(exit)
@@ -287,9 +298,7 @@ class Decoder(Module):
         """Raise TinykronError for an exit with a block of its own: the cache has no room for its keys and values."""
         part = self.part(exit)
         if part is not None and part.block is not None:
-            raise TinykronError(
-                f"exit {exit}: has a block of its own, which no cache holds; models.exit_parts.cut makes it a model"
-            )
+            raise TinykronError(f"exit {exit}: has a block of its own, which no cache holds; kron.cut makes it a model")
 
     def _project(self, x_BTD: Tensor) -> Tensor:
         return (self.head or self.embedding).project(x_BTD)
