@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinykron as tk
 from tests.decoders import deep
 from tinykron import speculate as module
 from tinykron.continuation import Continuations
+from tinykron.errors import TinykronError
 from tinykron.partial import PartialPass
 from tinykron.sampling import Sampler, distribution
-from tinykron.speculate import Window, checked, residual, speculate
+from tinykron.speculate import Window, checked, predicted_speedup, residual, speculate
 
 Law = dict[tuple[int, ...], Any]  # of each text, its probability
 PROMPT = 1
@@ -235,3 +238,55 @@ def test_rounds_and_accepted_drafts_are_counted():
     tally = speculate(texts, reader, TARGET, reader, DRAFT, Window(1, 3), lambda law: law, [Path([])])
     assert texts.new == [[1] * 9]
     assert (tally.drafted, tally.accepted, tally.rounds) == ([6], [6], 3)  # 4 + 4 + 1: the last token needs no draft
+    assert tally.refused == [0]
+
+
+# Is it worth it? ------------------------------------------------------------------------------------------------------
+
+
+class Passes(Reader):
+    """Counts the blocks of a model of `blocks` that run one after the other: an exit's for a draft, all for a check."""
+
+    def __init__(self, table: Table, exit: int, blocks: int) -> None:
+        super().__init__(table)
+        self.depths, self.run = {DRAFT: exit, TARGET: blocks}, 0
+
+    def logits(self, depth: int, count: int = 1) -> np.ndarray:
+        self.run += self.depths[depth]
+        return np.array([[self.table.law(depth, ())] * count])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("exit", "blocks", "draft"), [(1, 4, 1), (2, 8, 3), (4, 8, 6)])
+@pytest.mark.parametrize("same", [0.5, 0.9])
+def test_the_prediction_is_what_counting_blocks_finds(exit, blocks, draft, same, shared):
+    """Laws for which a draft is accepted with probability `same`, whatever came before."""
+    table = Table(2, 0)
+    laws = {TARGET: [0.0, 1.0], DRAFT: [1.0 - same, same]}
+    table.law = lambda depth, context: laws[depth]  # type: ignore[method-assign,assignment,return-value]
+    texts, target = Continuations(np.array([[PROMPT]]), np.array([[True]]), 12000), Passes(table, exit, blocks)
+    side = target if shared else Passes(table, exit, blocks)
+    chance = Sampler(1.0, None, None, 1, 1).chances[0]
+    tally = speculate(texts, target, TARGET, side, DRAFT, Window(1, draft), lambda law: law.astype(float), [chance])
+    found = blocks * 12000 / (target.run + (0 if shared else side.run))
+    assert found == pytest.approx(predicted_speedup(exit, blocks, draft, same, shared), rel=0.03)
+    assert tally.accepted[0] / (tally.accepted[0] + tally.refused[0]) == pytest.approx(same, abs=0.03)
+
+
+@given(
+    exit=st.integers(1, 9), above=st.integers(0, 9), draft=st.integers(0, 9), acceptance=st.fractions(0, 1).filter(bool)
+)
+def test_the_prediction_is_the_closed_form(exit, above, draft, acceptance):
+    a, d, e, blocks = acceptance, draft, exit, exit + above
+    found = predicted_speedup(exit, blocks, draft, acceptance)
+    if a < 1:
+        assert found == blocks * (1 - a ** (d + 1)) / ((1 - a) * ((d + 1) * e + blocks - e))
+    else:
+        assert found == Fraction(blocks * (d + 1), (d + 1) * e + blocks - e)
+    assert predicted_speedup(exit, blocks, 0, acceptance) == 1
+
+
+@pytest.mark.parametrize("wrong", [(0, 4, 2, 0.5), (5, 4, 2, 0.5), (2, 4, -1, 0.5), (2, 4, 2, 1.5), (2, 4, 2, np.nan)])
+def test_no_prediction_for_numbers_out_of_range(wrong):
+    with pytest.raises(TinykronError):
+        predicted_speedup(*wrong)

@@ -37,6 +37,13 @@ class Trace:
     rounds: int = 0  # passes that checked drafts
     drafted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens
     accepted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens
+    refused: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens; others were not judged
+
+    @property
+    def acceptance(self) -> float:
+        """How likely a draft was accepted that followed accepted ones: of those judged, the share. NaN without any."""
+        judged = self.accepted.sum() + self.refused.sum()
+        return float(self.accepted.sum() / judged) if judged else float("nan")
 
 
 def generate(
@@ -223,6 +230,7 @@ def _with_draft(
     trace.steps, trace.rounds = target.steps, tally.rounds
     trace.draft_steps = draft.steps if draft is not target else 0
     trace.drafted, trace.accepted = np.array(tally.drafted), np.array(tally.accepted)
+    trace.refused = np.array(tally.refused)
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------

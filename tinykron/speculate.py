@@ -16,6 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from tinykron.continuation import Continuations
+from tinykron.errors import TinykronError
+from tinykron.models.transformer import check_exit
+from tinykron.sampling import whole
 
 FIRST_WINDOW = 4  # tokens drafted in the first round, where their number adapts
 
@@ -53,6 +56,7 @@ class Tally:
 
     drafted: list[int]
     accepted: list[int]
+    refused: list[int]  # at most one a round: what is drafted behind it is not judged
     rounds: int = 0
 
 
@@ -75,7 +79,7 @@ def speculate(
     A row's text does not depend on the other rows: what others draft beyond its window is not looked at.
     """
     rows, separate = len(texts.tokens), draft is not target
-    tally = Tally([0] * rows, [0] * rows)
+    tally = Tally([0] * rows, [0] * rows, [0] * rows)
     while texts.active:
         longest = int(texts.lengths_B.max())
         limits = {row: min(window.sizes[row], texts.room[row] - 1) for row in texts.active}
@@ -101,6 +105,7 @@ def speculate(
             accepted = len(tokens) - 1
             tally.drafted[row] += limit
             tally.accepted[row] += accepted
+            tally.refused[row] += accepted < limit
             window.learn(row, limit, accepted)
             texts.add(row, tokens, depth)
         tally.rounds += 1
@@ -138,3 +143,26 @@ def residual(p_V: np.ndarray, q_V: np.ndarray) -> np.ndarray:
     over_V = np.maximum(p_V - q_V, 0)
     total = over_V.sum()
     return over_V / total if total > 0 else p_V
+
+
+# Is it worth it? ------------------------------------------------------------------------------------------------------
+
+
+def predicted_speedup(exit: int, blocks: int, draft: int, acceptance: float, shared: bool = True) -> float:
+    """Return how many times as fast as plain decoding drafts are, where time is passes through blocks.
+
+    exit, blocks  of the draft, E, and of the model, L
+    draft         d, tokens drafted in a round
+    acceptance    a, how likely a draft is accepted that follows accepted ones: `Trace.acceptance`
+    shared        the draft is an exit of the model; a draft of its own runs its blocks beside all of the model's
+    A round writes 1 + a + ... + a^d tokens on average. Shared, it runs the E blocks d + 1 times and the others once:
+    L(1 - a^(d+1)) / ((1 - a)((d+1)E + L - E)), whose limit at a = 1 is L(d+1) / ((d+1)E + L - E). Heads, the number of
+    tokens in a pass and all other work count as nothing. Leviathan et al. 2023, theorem 3.8, for shared blocks.
+    Raises TinykronError for numbers out of range.
+    """
+    check_exit(exit, blocks)
+    whole("draft", draft, 0)
+    if not 0 <= acceptance <= 1:
+        raise TinykronError(f"acceptance: expected a share in [0, 1], found {acceptance}")
+    passes = (draft + 1) * exit + blocks - exit if shared else draft * exit + blocks
+    return blocks * sum(acceptance**place for place in range(draft + 1)) / passes
