@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_serve import bench_exits, bench_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
@@ -159,13 +160,15 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
     subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it; "
-    subjects += "kron: Kronecker layers beside the dense one and beside other packages"
-    bench.add_argument("subject", choices=("engine", "decode", "kron"), help=subjects)
+    subjects += "kron: Kronecker layers beside the dense one and beside other packages; exits: drafts, leaving early"
+    bench.add_argument("subject", choices=("engine", "decode", "kron", "exits"), help=subjects)
+    bench.add_argument("model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="decode, exits: as --model")
     bench.add_argument("--config", default="gpt2", help='engine: "gpt2" (124M, the default) or "tiny", to try it')
     takes_model(bench, "--model")
     bench.add_argument("--threads", type=int, default=2, metavar="N", help="alike on both sides (default 2)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each side, per row (default 5)")
     bench.add_argument("--full", action="store_true", help="kron: every matrix, shape, number of terms and rows")
+    bench_options(bench)
     return parser
 
 
@@ -338,6 +341,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from tinykron import bench, bench_kron
 
+    if options.subject == "exits":
+        return bench_exits(options, _model_folder(options))
     if options.subject == "kron":
         found = bench_kron.kron(options.full, options.threads, options.repeats)
         print(json.dumps(found.as_dict(), indent=2) if options.json else bench_kron.render(found), end="")
