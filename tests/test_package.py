@@ -28,7 +28,7 @@ kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linea
 kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
 models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
 safetensors_file tokenizer hub checkpoint data distances losses distill teacher_cache exits
-sampling continuation partial speculate bitexact generate
+sampling continuation partial speculate bitexact generate thresholds
 optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
 standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
 relations_decoding relations_sorted bench bench_kron bench_exits bench_exits_report

@@ -26,6 +26,7 @@ from tinykron.nn import evaluating
 from tinykron.progress import Progress
 from tinykron.speculate import predicted_speedup
 from tinykron.tensor import no_grad
+from tinykron.thresholds import FILE, read, trained_exits
 
 LENGTHS = (1, 2, 4, 6)  # tokens drafted a round
 LEVELS = (0.95, 0.8, 0.6, 0.4)  # thresholds that all exits have in common
@@ -113,7 +114,10 @@ def bench_exits(
 
     at_least_one(prompts=prompts, threads=threads, repeats=repeats)
     model = checkpoint.load(folder)
-    depths = _exits(model, exits)
+    if not hasattr(model, "cache"):
+        raise TinykronError(f"bench: a {type(model).__name__} is no causal language model")
+    trained = [exit for exit in trained_exits(folder) if exit < len(model.blocks)]
+    depths = _exits(len(model.blocks), trained if exits is None else exits)
     new = min(NEW, model.context - PROMPT) if new is None else new
     if not 2 <= new <= model.context - PROMPT:
         limit = f"2 to {model.context - PROMPT}: a context of {model.context} less a prompt of {PROMPT}"
@@ -131,6 +135,8 @@ def bench_exits(
         ways = [(depth, length) for depth in depths for length in lengths]
         rules: dict[str, dict[str, Any]] = {f"exit {depth}": {"exit": depth} for depth in depths}
         rules |= {f"where sure to {level}": {"confidence": dict.fromkeys(depths, level)} for level in LEVELS}
+        if (Path(folder) / FILE).exists():
+            rules["the folder's thresholds"] = {"confidence": read(folder).thresholds}
         with Progress("bench", len(ways) + len(rules), "ways to decode") as progress:
             try:
                 for depth, length in ways:
@@ -147,14 +153,11 @@ def bench_exits(
     return found
 
 
-def _exits(model: Any, exits: Sequence[int] | None) -> list[int]:
-    """Return the exits to measure, shallow to deep and below all blocks."""
-    if not hasattr(model, "cache"):
-        raise TinykronError(f"bench: a {type(model).__name__} is no causal language model")
-    blocks = len(model.blocks)
+def _exits(blocks: int, exits: Sequence[int]) -> list[int]:
+    """Return the exits to measure, shallow to deep and below all blocks; three where none is named."""
     if blocks == 1:
         raise TinykronError("bench: a model of 1 block has no exit below it")
-    if exits is None:
+    if not exits:
         return sorted({max(1, round(blocks * part / 4)) for part in (1, 2, 3)})
     if list(exits) != sorted(exits):
         raise TinykronError(f"bench: exits: expected them from shallow to deep, found {tuple(exits)}")

@@ -10,8 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tinykron import cli_serve
 from tinykron.backend import current_device, device, recycled_memory
-from tinykron.cli_serve import bench_exits, bench_options
+from tinykron.cli_serve import bench_options, calibrate_options, generate_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
@@ -142,13 +143,12 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
-    generate.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
-    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default 60, or what the context holds")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    generate.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    generate.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
-    )
+    generate_options(generate)
+
+    sort = verb("sort", _sort, "calibrate thresholds at which tokens leave early, with a promise")
+    takes_model(sort)
+    sort.add_argument("--exits", metavar="2,4", help="numbers of blocks to leave after (default: those trained)")
+    calibrate_options(sort)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
     papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
@@ -273,40 +273,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from tinykron import checkpoint
-    from tinykron.generate import generate
+    return cli_serve.generate(options, _model_folder(options))
 
-    folder = _model_folder(options)
-    model = checkpoint.load(folder)
-    if model.tokenizer is None:
-        raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
-    ids = model.tokenizer.encode(options.prompt).ids
-    count = options.max_new_tokens
-    if count is None:
-        count = max(1, min(60, model.context - len(ids)))
-    said = ""  # the prompt goes before the first piece: by then the arguments have proved good
 
-    def stream(piece: str) -> None:
-        nonlocal said
-        print(piece if said else options.prompt + piece, end="", flush=True)
-        said = options.prompt + piece
-
-    written = generate(
-        model,
-        ids,
-        max_new_tokens=count,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed or 0,
-        stream=None if options.json else stream,
-    )[0]
-    if options.json:
-        text = model.tokenizer.decode(written[len(ids) :].tolist())
-        print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()}))
-    else:
-        print("" if said else options.prompt)
-    return 0
+def _sort(options: argparse.Namespace) -> int:
+    if options.calibrate is None:
+        raise TinykronError("sort: expected --calibrate delta=0.05 epsilon=0.05 --prompts FILE")
+    return cli_serve.calibrate(options, _model_folder(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -342,7 +315,7 @@ def _bench(options: argparse.Namespace) -> int:
     from tinykron import bench, bench_kron
 
     if options.subject == "exits":
-        return bench_exits(options, _model_folder(options))
+        return cli_serve.bench_exits(options, _model_folder(options))
     if options.subject == "kron":
         found = bench_kron.kron(options.full, options.threads, options.repeats)
         print(json.dumps(found.as_dict(), indent=2) if options.json else bench_kron.render(found), end="")

@@ -9,7 +9,7 @@ Letters: B batch, N drafted tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -166,3 +166,16 @@ def predicted_speedup(exit: int, blocks: int, draft: int, acceptance: float, sha
         raise TinykronError(f"acceptance: expected a share in [0, 1], found {acceptance}")
     passes = (draft + 1) * exit + blocks - exit if shared else draft * exit + blocks
     return blocks * sum(acceptance**place for place in range(draft + 1)) / passes
+
+
+def fastest_draft(
+    acceptances: Mapping[int, float], blocks: int, lengths: Sequence[int] = range(1, 9)
+) -> tuple[int, int, float] | None:
+    """Return (exit, draft length, speed-up) of the best prediction, from {exit: acceptance}; None: none is above 1."""
+    found = [
+        (predicted_speedup(exit, blocks, length, acceptance), exit, length)
+        for exit, acceptance in acceptances.items()
+        for length in lengths
+    ]
+    speedup, exit, length = max(found, default=(0.0, 0, 0))
+    return (exit, length, speedup) if speedup > 1.0 else None
