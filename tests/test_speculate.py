@@ -19,7 +19,7 @@ from tinykron.continuation import Continuations
 from tinykron.errors import TinykronError
 from tinykron.partial import PartialPass
 from tinykron.sampling import Sampler, distribution
-from tinykron.speculate import Window, checked, predicted_speedup, residual, speculate
+from tinykron.speculate import Window, checked, fastest_draft, predicted_speedup, residual, speculate
 
 Law = dict[tuple[int, ...], Any]  # of each text, its probability
 PROMPT = 1
@@ -284,6 +284,14 @@ def test_the_prediction_is_the_closed_form(exit, above, draft, acceptance):
     else:
         assert found == Fraction(blocks * (d + 1), (d + 1) * e + blocks - e)
     assert predicted_speedup(exit, blocks, 0, acceptance) == 1
+
+
+def test_the_fastest_draft_is_the_best_prediction():
+    found = fastest_draft({2: 0.6, 4: 0.9}, 8, (1, 2, 3, 6))
+    assert found == (4, 3, predicted_speedup(4, 8, 3, 0.9))
+    assert found[2] == max(predicted_speedup(e, 8, d, a) for e, a in ((2, 0.6), (4, 0.9)) for d in (1, 2, 3, 6))
+    assert fastest_draft({2: 0.1, 6: 0.2}, 8) is None
+    assert fastest_draft({}, 8) is None
 
 
 @pytest.mark.parametrize("wrong", [(0, 4, 2, 0.5), (5, 4, 2, 0.5), (2, 4, -1, 0.5), (2, 4, 2, 1.5), (2, 4, 2, np.nan)])
