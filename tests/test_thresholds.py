@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import tinykron as tk
+from tests.decoders import deep
 from tests.helpers import host
 from tests.test_recipes import make_teacher, write_text
 from tinykron import exits, thresholds
 from tinykron.errors import CheckpointError, DataError, TinykronError, UntrainedExitWarning
+from tinykron.generate import changes
 from tinykron.thresholds import calibrate_folder, read, read_prompts, refusal, trained_exits
 
 WORDS = "the list holds items and a dict maps keys to values while tuples stay as they are".split()
@@ -210,6 +212,31 @@ def test_the_thresholds_are_those_that_generate_takes(folder):
     model, trace = tk.load(folder), tk.Trace()
     ids = tk.generate(model, [5, 6], 4, confidence=read(folder).thresholds, trace=trace)
     assert host(ids).shape == (1, 6) and set(trace.depths.ravel().tolist()) <= {*promise.thresholds, 4}
+
+
+@pytest.mark.slow
+def test_1000_calibrations_on_a_models_texts_keep_the_promise():
+    """All prompts of two tokens are the world, so that true shares are known; each calibration draws 300 of them."""
+    model, epsilon = deep("gpt2", 2), 0.05
+    world = [[first, second] for first in range(40) for second in range(40)]
+    asked, candidates = (
+        changes(model, world, 4, batch=200),
+        exits.ladder((1, 2, 3), np.linspace(0.9, 0.05, 18).tolist()),
+    )
+    failed_CP = np.array([asked(candidate) for candidate in candidates])
+    true_C = failed_CP.mean(axis=1)
+    delta = float(true_C[(true_C > 0.03).argmax()]) - 1e-3  # a candidate fails just too often: the hardest case
+    generator, broken = np.random.default_rng(0), np.zeros(2)
+    for _ in range(1000):
+        drawn = generator.integers(0, len(world), 300)
+        found = exits.calibrate(
+            range(len(candidates)), lambda place, drawn=drawn: failed_CP[place, drawn], delta, epsilon
+        )
+        too_many = failed_CP[:, drawn].mean(axis=1) > delta
+        plug_in = (int(too_many.argmax()) if too_many.any() else len(candidates)) - 1
+        for rule, chosen in enumerate((-1 if found.chosen is None else found.chosen, plug_in)):
+            broken[rule] += chosen >= 0 and true_C[chosen] > delta
+    assert broken[0] / 1000 <= epsilon < broken[1] / 1000
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------
