@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def test_confident_leaves_by_the_folders_thresholds(capsys, sorted_folder):
 def test_drafts_of_any_kind_write_the_plain_text(capsys, sorted_folder):
     plain = written(capsys, sorted_folder)["ids"]
     other = [["--draft", f"{sorted_folder}{length}"] for length in ("", ":2", ":auto")]
-    for options in (["--speculate", "1:2"], ["--speculate", "auto"], ["--speculate", "1:auto"], *other):
+    early = [["--speculate", "3:2", "--threshold", "1:.3,2:.2"], ["--draft", str(sorted_folder), "--threshold", ".2"]]
+    for options in (["--speculate", "1:2"], ["--speculate", "auto"], ["--speculate", "1:auto"], *early, *other):
         found = written(capsys, sorted_folder, *options)
         assert found["ids"] == plain
     assert found["acceptance"] == 1.0  # the model drafts for itself
@@ -95,6 +97,8 @@ def test_auto_drafts_nothing_where_nothing_helps(capsys, monkeypatch, sorted_fol
 def test_what_happened_is_said(capsys, sorted_folder):
     _, out, err = call(capsys, "generate", sorted_folder, *TEXT, "--speculate", "1:2")
     assert out.startswith("the list") and "tokens/s; 4 blocks 100%" in err and "drafts accepted" in err
+    _, _, err = call(capsys, "generate", sorted_folder, *TEXT, "--speculate", "3:3", "--threshold", "1:0")
+    assert re.search(r"; drafted (\d+) by 1 blocks$", err, re.MULTILINE)
     _, _, err = call(capsys, "generate", sorted_folder, *TEXT, "--exit", "2")
     assert "2 blocks 100%" in err and "warning" not in err
 
@@ -125,6 +129,10 @@ BAD = {
     "a threshold above 1": (["--threshold", "1.5"], "[0, 1]"),
     "a threshold of the last": (["--threshold", "4:.5"], "1..3, found 4"),
     "two rules": (["--threshold", ".5", "--confident"], "--confident and --threshold"),
+    "a promise for drafts": (["--speculate", "2", "--confident"], "--threshold says where drafts leave"),
+    "missing keys of drafts": (["--speculate", "2", "--missing", "copy"], "are for texts without a draft"),
+    "a draft that leaves at its end": (["--speculate", "2:2", "--threshold", "2:.5"], "1..1, found 2"),
+    "a draft below all exits": (["--speculate", "1:2", "--threshold", ".5"], "no trained exits below 1"),
     "two drafts": (["--speculate", "2", "--draft", "x"], "--speculate and --draft"),
     "a rule without exits": (["--missing", "copy"], "--missing"),
     "a draft of all blocks": (["--speculate", "4:2"], "1..3, found 4"),
@@ -148,7 +156,10 @@ def test_bad_input_gets_one_line(capsys, sorted_folder, case):
 
 def test_a_folder_without_exits_says_so(capsys, sorted_folder, tmp_path):
     tk.save(tk.load(sorted_folder), tmp_path / "plain")
-    for options, word in ((["--confident"], "has no exits.json"), (["--threshold", ".5"], "lists no trained exits")):
+    for options, word in (
+        (["--confident"], "has no exits.json"),
+        (["--threshold", ".5"], "lists no trained exits below 4"),
+    ):
         code, _, err = call(capsys, "generate", tmp_path / "plain", *TEXT, *options)
         assert code == 2 and word in err
 

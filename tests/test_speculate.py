@@ -23,7 +23,7 @@ from tinykron.speculate import Window, checked, fastest_draft, predicted_speedup
 
 Law = dict[tuple[int, ...], Any]  # of each text, its probability
 PROMPT = 1
-TARGET, DRAFT = 2, 1  # depths
+TARGET, DRAFT, EARLY = 2, 1, 0  # depths
 
 
 class Table:
@@ -112,13 +112,19 @@ def plain_law(law: Callable[[tuple[int, ...]], Sequence[Any]], most: int, stops:
 
 
 def speculated(
-    table: Table, most: int, length: int | None, stops: tuple[int, ...], separate: bool = False, path: type[Path] = Path
+    table: Table,
+    most: int,
+    length: int | None,
+    stops: tuple[int, ...],
+    separate: bool = False,
+    path: type[Path] = Path,
+    early: dict[int, Fraction] | None = None,
 ) -> Law:
     def write(chance: Path) -> tuple[int, ...]:
         texts = Continuations(np.array([[PROMPT]]), np.array([[True]]), most, stops)
         target = Reader(table)
         draft = Reader(table) if separate else target
-        speculate(texts, target, TARGET, draft, DRAFT, Window(1, length), lambda law: law, [chance])
+        speculate(texts, target, TARGET, draft, DRAFT, Window(1, length), lambda law: law, [chance], early, max)
         return tuple(texts.new[0])
 
     return law_of(write, path)
@@ -147,6 +153,38 @@ def test_the_law_of_the_text_is_the_targets(vocabulary, most, length, stops, sep
         assert all(isinstance(weight, Fraction) for weight in found.values())
         assert found == expected
         assert sum(found.values()) == 1
+
+
+@pytest.mark.parametrize(("vocabulary", "most", "length", "stops", "separate"), [*CASES, *LARGER])
+def test_drafts_that_leave_early_keep_the_law(vocabulary, most, length, stops, separate):
+    for seed in (5, 6):
+        table = Table(vocabulary, seed)
+        found = speculated(table, most, length, stops, separate, early={EARLY: Fraction(3, 5)})
+        assert found == plain_law(lambda context, table=table: table.law(TARGET, context), most, stops)
+
+
+def test_the_cases_above_leave_early_and_do_not():
+    asked: dict[int, set[tuple[int, ...]]] = {EARLY: set(), DRAFT: set()}
+    for seed in (5, 6):
+        table = Table(3, seed)
+        speculated(table, 3, 2, (), early={EARLY: Fraction(3, 5)})
+        for depth in asked:
+            asked[depth] |= {(seed, *context) for known, context in table.known if known == depth}
+    assert asked[DRAFT] and asked[DRAFT] < asked[EARLY]
+
+
+@pytest.mark.parametrize("mistake", ["draw from the law of the first exit", "none"])
+def test_the_proof_refuses_a_draft_that_is_checked_by_another_exits_law(mistake):
+    table = Table(3, 11)
+
+    class DrawsShallow(Path):
+        def draw(self, law_V: np.ndarray) -> int:
+            deep_laws = {str(law): context for (depth, context), law in table.known.items() if depth == DRAFT}
+            context = deep_laws.get(str(list(law_V))) if mistake != "none" else None
+            return super().draw(law_V if context is None else table.law(EARLY, context))
+
+    found = speculated(table, 3, 2, (), path=DrawsShallow, early={EARLY: Fraction(3, 5)})
+    assert (found == plain_law(lambda context: table.law(TARGET, context), 3, ())) == (mistake == "none")
 
 
 def planted(name: str, monkeypatch: pytest.MonkeyPatch, table: Table) -> type[Path]:

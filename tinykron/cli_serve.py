@@ -68,7 +68,9 @@ def generate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together")
     sub.add_argument("--exit", type=int, metavar="N", help="decode by the first N blocks")
     sub.add_argument("--confident", action="store_true", help="leave by the thresholds that the folder promises with")
-    sub.add_argument("--threshold", metavar="T", help="leave where so sure: .9 at all trained exits, or 2:.9,4:.8")
+    sub.add_argument(
+        "--threshold", metavar="T", help="leave where so sure: .9 at trained exits, or 2:.9,4:.8; a draft, too"
+    )
     sub.add_argument(
         "--missing", choices=("recompute", "copy"), help="keys of blocks that a token skipped: exact, or not"
     )
@@ -128,7 +130,12 @@ def report(trace: Any, seconds: float) -> dict[str, Any]:
     found["exits"] = {int(depth): float((depths == depth).mean()) for depth in np.unique(depths)}
     if trace.rounds:
         drafted, accepted = int(trace.drafted.sum()), int(trace.accepted.sum())
-        found["drafts"] = {"rounds": trace.rounds, "drafted": drafted, "accepted": accepted}
+        found["drafts"] = {
+            "rounds": trace.rounds,
+            "drafted": drafted,
+            "accepted": accepted,
+            "depths": trace.draft_depths,
+        }
         found["acceptance"] = trace.acceptance if trace.acceptance == trace.acceptance else None  # NaN: none was judged
     return found
 
@@ -140,7 +147,9 @@ def _in_words(found: dict[str, Any]) -> str:
         return line
     drafts, acceptance = found["drafts"], found["acceptance"]
     likely = "" if acceptance is None else f", each with probability {acceptance:.2f} where all before it were"
-    return f"{line}; {drafts['accepted']} of {drafts['drafted']} drafts accepted{likely}, {drafts['rounds']} rounds"
+    makers = ", ".join(f"{number} by {depth} blocks" for depth, number in drafts["depths"].items())
+    line += f"; {drafts['accepted']} of {drafts['drafted']} drafts accepted{likely}, {drafts['rounds']} rounds"
+    return f"{line}; drafted {makers or 'none'}"
 
 
 @contextmanager
@@ -160,9 +169,8 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
     for one, other in (("confident", "threshold"), ("speculate", "draft")):
         if getattr(options, one) and getattr(options, other):
             raise TinykronError(f"--{one} and --{other}: expected one of the two")
-    drafts = options.speculate or options.draft
-    if drafts and (options.confident or options.threshold):
-        raise TinykronError("--confident and --threshold change the text, drafts do not: expected one of the two")
+    if options.speculate or options.draft:
+        return _drafts(options, folder, model, ids, count)
     rule: dict[str, Any] = {}
     if options.exit is not None:
         rule["exit"] = options.exit
@@ -180,20 +188,45 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
         raise TinykronError("--missing: says what becomes of skipped blocks; expected --confident or --threshold, too")
     if "confidence" in rule:
         thresholds.warn_untrained(folder, rule["confidence"])
+    return rule
+
+
+def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int], count: int) -> dict[str, Any]:
+    """Return the same for options that leave the text as it is."""
+    from tinykron import checkpoint, hub, thresholds
+
+    if options.confident or options.missing:
+        raise TinykronError(
+            "--confident and --missing are for texts without a draft; --threshold says where drafts leave"
+        )
+    rule: dict[str, Any] = {} if options.exit is None else {"exit": options.exit}
     if options.speculate:
         rule |= _speculation(options.speculate, model, ids, min(count, PROBE), options.exit)
-    elif options.draft:
-        rule |= _other_model(options, model)
+        place, blocks = folder, rule.get("draft", 0)
+    else:
+        name, length = _place(options.draft)
+        place = hub.resolve(name, options.download)
+        draft = checkpoint.load(place)
+        if draft.tokenizer is not None and draft.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+            raise TinykronError(
+                f"--draft: {place} has another vocabulary than the model: its tokens mean something else"
+            )
+        rule |= {"draft": draft} | length
+        blocks = len(draft.blocks)
+    if options.threshold and "draft" in rule:
+        rule["confidence"] = _levels(options.threshold, thresholds.trained_exits(place), blocks)
     return rule
 
 
 def _levels(text: str, trained: tuple[int, ...], blocks: int) -> dict[int, float]:
-    """Return the thresholds of ".9", for all trained exits, or of "2:.9,4:.8". Raises TinykronError."""
+    """Return the thresholds of ".9", for all trained exits below `blocks`, or of "2:.9,4:.8". Raises TinykronError."""
     try:
         if ":" not in text:
             inner = [exit for exit in trained if exit < blocks]
             if not inner:
-                raise TinykronError("--threshold: the folder lists no trained exits; name some, such as 2:.9,4:.8")
+                raise TinykronError(
+                    f"--threshold: the folder lists no trained exits below {blocks}; name some, such as 2:.9,4:.8"
+                )
             return dict.fromkeys(inner, float(text))
         pairs = [part.split(":") for part in text.split(",")]
         found = {int(exit): float(level) for exit, level in pairs}
@@ -251,18 +284,12 @@ def _chosen(model: Any, ids: list[int], probe: int, depth: int | None) -> dict[s
     return {"draft": exit, "draft_length": length}
 
 
-def _other_model(options: argparse.Namespace, model: Any) -> dict[str, Any]:
-    from tinykron import checkpoint, hub
-
-    place, colon, length = options.draft.rpartition(":")
-    if not colon or not (length.isdecimal() or length == "auto"):
-        place, length = options.draft, ""
-    draft = checkpoint.load(hub.resolve(place, options.download))
-    if draft.tokenizer is not None and draft.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise TinykronError(
-            f"--draft: {place} has another vocabulary than the model: it would draft what means nothing"
-        )
-    return {"draft": draft} | _length(length, "--draft")
+def _place(text: str) -> tuple[str, dict[str, int]]:
+    """Return the model of MODEL or MODEL:DRAFTS, and what its end says of draft lengths."""
+    name, colon, length = text.rpartition(":")
+    if colon and (length.isdecimal() or length == "auto"):
+        return name, _length(length, "--draft")
+    return text, {}
 
 
 # sort --calibrate -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Speculative decoding: a draft proposes tokens, the model checks them all in one pass, and its own law is kept.
 
 The draft is an exit of the same model (LayerSkip, Elhoushi et al. 2024): cache and hidden states are shared, and the
-check runs only the blocks above the exit. Or it is another model, such as a compressed one of the same parent.
-Leviathan et al. 2023; Chen et al. 2023.
+check runs only the blocks above the exit. Or it is another model, such as a compressed one of the same parent. Either
+may leave early itself where it is sure (S2D, Kavehzadeh et al. 2024). Leviathan et al. 2023; Chen et al. 2023.
 
 Letters: B batch, N drafted tokens, V vocabulary.
 """
@@ -10,13 +10,14 @@ Letters: B batch, N drafted tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from tinykron.continuation import Continuations
 from tinykron.errors import TinykronError
+from tinykron.exits import confidence
 from tinykron.models.transformer import check_exit
 from tinykron.sampling import whole
 
@@ -58,6 +59,7 @@ class Tally:
     accepted: list[int]
     refused: list[int]  # at most one a round: what is drafted behind it is not judged
     rounds: int = 0
+    depths: dict[int, int] = field(default_factory=dict)  # {blocks: tokens that they drafted}
 
 
 def speculate(
@@ -69,6 +71,8 @@ def speculate(
     window: Window,
     law: Callable[[np.ndarray], np.ndarray],
     chances: Sequence[Any],
+    early: Mapping[int, Any] | None = None,
+    sureness: Callable[[np.ndarray], Any] = confidence,
 ) -> Tally:
     """Write all rows to their ends, several tokens a round; each token follows the target's law.
 
@@ -76,6 +80,8 @@ def speculate(
     depth          blocks that make the target's logits; draft_depth: the draft's
     law            turns logits (V,) into probabilities, for both sides alike
     chances        the random decisions of each row: `draw` a token from a law, `happens` something likely so far
+    early          {blocks: threshold}: a draft leaves at the first of these depths where `sureness` of its logits (V,)
+                   reaches the threshold. It depends on what came before alone, so that the draft still has one law
     A row's text does not depend on the other rows: what others draft beyond its window is not looked at.
     """
     rows, separate = len(texts.tokens), draft is not target
@@ -90,11 +96,11 @@ def speculate(
         drafted_BN = np.zeros((rows, count), dtype=np.int64)
         draft_laws: list[list[np.ndarray]] = [[] for _ in range(rows)]
         for place in range(count):
-            logits_BV = draft.logits(draft_depth)[:, -1]
-            for row, limit in limits.items():
-                if place < limit:
-                    draft_laws[row].append(law(logits_BV[row]))
-                    drafted_BN[row, place] = chances[row].draw(draft_laws[row][place])
+            drafting = [row for row, limit in limits.items() if place < limit]
+            for row, (made_by, logits_V) in _sure_logits(draft, draft_depth, early or {}, sureness, drafting).items():
+                draft_laws[row].append(law(logits_V))
+                drafted_BN[row, place] = chances[row].draw(draft_laws[row][place])
+                tally.depths[made_by] = tally.depths.get(made_by, 0) + 1
             token_B1 = drafted_BN[:, place : place + 1]
             target.feed(token_B1)
             if separate and place + 1 < count:  # what follows the last draft is the target's to say
@@ -112,6 +118,21 @@ def speculate(
         for side in (target, draft):  # to one and the same, the second time changes nothing
             side.realign(texts.lengths_B)
     return tally
+
+
+def _sure_logits(
+    draft: Side, depth: int, early: Mapping[int, Any], sureness: Callable[[np.ndarray], Any], rows: Sequence[int]
+) -> dict[int, tuple[int, np.ndarray]]:
+    """Return of each row the depth at which its draft leaves, and the logits (V,) there; all wait for the deepest."""
+    found: dict[int, tuple[int, np.ndarray]] = {}
+    for place in [*sorted(early), depth]:
+        logits_BV = draft.logits(place)[:, -1]
+        for row in rows:
+            if row not in found and (place == depth or sureness(logits_BV[row]) >= early[place]):
+                found[row] = place, logits_BV[row]
+        if len(found) == len(rows):
+            break
+    return found
 
 
 def checked(
