@@ -57,9 +57,9 @@ def test_losses_are_those_of_the_exits():
 def test_costs_of_blocks_alone_are_the_prediction():
     """Heads that cost nothing, and rows that go through together as fast as one."""
     costs = Costs(dict.fromkeys((1, 4), 0.7), dict.fromkeys((1, 4), 0.0))
-    assert module._costed(costs, 2, 8, 3, 0.6) == pytest.approx(predicted_speedup(2, 8, 3, 0.6))
+    assert costs.speedup(2, 8, 3, 0.6) == pytest.approx(predicted_speedup(2, 8, 3, 0.6))
     dear = Costs(costs.block, dict.fromkeys((1, 4), 0.7))  # a head is a block that every draft needs
-    assert module._costed(dear, 2, 8, 3, 0.6) == pytest.approx(9 * (1 + 0.6 + 0.36 + 0.216) / (4 * 3 + 6))
+    assert dear.speedup(2, 8, 3, 0.6) == pytest.approx(9 * (1 + 0.6 + 0.36 + 0.216) / (4 * 3 + 6))
 
 
 def test_drafts_that_change_a_text_are_not_timed(monkeypatch):

@@ -12,7 +12,7 @@ import tinykron as tk
 from tests.test_cli import call
 from tests.test_thresholds import lists, prompts
 from tests.test_thresholds import teacher as teacher  # a fixture
-from tinykron import cli_serve, thresholds
+from tinykron import bench_exits, cli_serve, thresholds
 from tinykron.data import shipped_folder
 from tinykron.generate import Trace
 
@@ -75,20 +75,22 @@ def test_drafts_of_any_kind_write_the_plain_text(capsys, sorted_folder):
     assert found["acceptance"] == 1.0  # the model drafts for itself
 
 
-def test_auto_takes_the_exit_that_says_what_the_model_says(capsys, sorted_folder, tmp_path):
+def test_auto_takes_the_exit_that_says_what_the_model_says(capsys, sorted_folder, tmp_path, monkeypatch):
     model = tk.load(sorted_folder)
     for block in model.blocks[1:]:
         for linear in (block.attention.output, block.mlp.down):
             linear.weight.data[:] = 0.0
             linear.bias.data[:] = 0.0
     tk.save(model, tmp_path / "easy")
+    costs = bench_exits.Costs(dict.fromkeys(range(1, 9), 1.0), dict.fromkeys(range(1, 9), 0.0))
+    monkeypatch.setattr(bench_exits, "costs_of", lambda model, rows: costs)
     _, _, err = call(capsys, "generate", tmp_path / "easy", *TEXT, "--speculate", "auto")
-    assert "speculate: exit 1, 8 drafts: predicted 3.00 times as fast, by blocks" in err
+    assert "speculate: exit 1, 6 drafts: predicted 2.80 times as fast" in err  # 4 * 7 / (7 + 3)
     assert "accepted, each with probability 1.00" in err
 
 
 def test_auto_drafts_nothing_where_nothing_helps(capsys, monkeypatch, sorted_folder):
-    monkeypatch.setattr("tinykron.speculate.fastest_draft", lambda acceptances, blocks: None)
+    monkeypatch.setattr("tinykron.speculate.fastest_draft", lambda *predictions: None)
     code, out, err = call(capsys, "generate", sorted_folder, *TEXT, "--speculate", "auto", "--json")
     assert code == 0 and "no exit is predicted to help" in err
     assert "drafts" not in json.loads(out)

@@ -325,11 +325,14 @@ def test_the_prediction_is_the_closed_form(exit, above, draft, acceptance):
 
 
 def test_the_fastest_draft_is_the_best_prediction():
-    found = fastest_draft({2: 0.6, 4: 0.9}, 8, (1, 2, 3, 6))
+    def predict(exit: int, length: int, acceptance: float) -> float:
+        return predicted_speedup(exit, 8, length, acceptance)
+
+    found = fastest_draft({2: 0.6, 4: 0.9}, (1, 2, 3, 6), predict)
     assert found == (4, 3, predicted_speedup(4, 8, 3, 0.9))
-    assert found[2] == max(predicted_speedup(e, 8, d, a) for e, a in ((2, 0.6), (4, 0.9)) for d in (1, 2, 3, 6))
-    assert fastest_draft({2: 0.1, 6: 0.2}, 8) is None
-    assert fastest_draft({}, 8) is None
+    assert found[2] == max(predict(e, d, a) for e, a in ((2, 0.6), (4, 0.9)) for d in (1, 2, 3, 6))
+    assert fastest_draft({2: 0.1, 6: 0.2}, range(1, 9), predict) is None
+    assert fastest_draft({}, (1,), predict) is None
 
 
 @pytest.mark.parametrize("wrong", [(0, 4, 2, 0.5), (5, 4, 2, 0.5), (2, 4, -1, 0.5), (2, 4, 2, 1.5), (2, 4, 2, np.nan)])

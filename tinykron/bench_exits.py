@@ -44,6 +44,13 @@ class Costs:
     block: dict[int, float]  # one block
     head: dict[int, float]  # final norm and head, logits on the host
 
+    def speedup(self, exit: int, blocks: int, length: int, acceptance: float) -> float:
+        """Return the speed-up by drafts that these times predict: heads count, and the rows of a check."""
+        block, head, rows = self.block[1], self.head[1], length + 1
+        drafting = length * (exit * block + head) + exit * block
+        checking = (blocks - exit) * self.block[rows] + self.head[rows]
+        return sum(acceptance**place for place in range(rows)) * (blocks * block + head) / (drafting + checking)
+
 
 @dataclass(frozen=True)
 class Drafts:
@@ -130,7 +137,7 @@ def bench_exits(
     windows = data.windows(tokens[:LOSS_TOKENS], min(model.context, LOSS_CONTEXT))
     with threadpool_limits(threads, "blas"):
         turns = Turns(model, [tokens[start : start + PROMPT].tolist() for start in starts], new, repeats)
-        costs = _costs(model, [1, *(length + 1 for length in lengths)])
+        costs = costs_of(model, [1, *(length + 1 for length in lengths)])
         found = Report(describe_machine(threads), str(folder), len(model.blocks), 0.0, _loss(model, windows, {}), costs)
         ways = [(depth, length) for depth in depths for length in lengths]
         rules: dict[str, dict[str, Any]] = {f"exit {depth}": {"exit": depth} for depth in depths}
@@ -226,16 +233,8 @@ def _drafts(turns: Turns, costs: Costs, exit: int, length: int) -> Drafts:
     rest = (ms.least - blocks - head - heads - rows) - (min(turns.plain_times) - turns.blocks * block - head)
     acceptance = accepted / (accepted + refused)
     predicted = predicted_speedup(exit, turns.blocks, length, acceptance)
-    costed = _costed(costs, exit, turns.blocks, length, acceptance)
+    costed = costs.speedup(exit, turns.blocks, length, acceptance)
     return Drafts(exit, length, acceptance, predicted, costed, speedup, ms, heads, rows, rest)
-
-
-def _costed(costs: Costs, exit: int, blocks: int, length: int, acceptance: float) -> float:
-    """Return the predicted speed-up with measured times of heads, and of blocks that check several rows at once."""
-    block, head, rows = costs.block[1], costs.head[1], length + 1
-    drafting = length * (exit * block + head) + exit * block
-    checking = (blocks - exit) * costs.block[rows] + costs.head[rows]
-    return sum(acceptance**place for place in range(rows)) * (blocks * block + head) / (drafting + checking)
 
 
 def check_same(texts: Sequence[Sequence[int]], plain: Sequence[Sequence[int]], way: str) -> None:
@@ -267,9 +266,9 @@ def _loss(model: Any, windows: Windows, thresholds: Mapping[int, float]) -> floa
     return total / count
 
 
-def _costs(model: Any, rows: Sequence[int]) -> Costs:
-    """Time a block and the head for so many rows at once, behind a short text."""
-    start = PROMPT
+def costs_of(model: Any, rows: Sequence[int]) -> Costs:
+    """Time a block and the head for so many rows at once, 1 among them, behind a short text."""
+    start = max(1, min(PROMPT, model.context - max(rows)))
     times: dict[int, list[tuple[float, float]]] = {count: [] for count in rows}
     cache = model.cache(start + max(rows))
     with no_grad(), evaluating(model):

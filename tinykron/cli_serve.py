@@ -201,7 +201,7 @@ def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int
         )
     rule: dict[str, Any] = {} if options.exit is None else {"exit": options.exit}
     if options.speculate:
-        rule |= _speculation(options.speculate, model, ids, min(count, PROBE), options.exit)
+        rule |= _speculation(options, folder, model, ids, count)
         place, blocks = folder, rule.get("draft", 0)
     else:
         name, length = _place(options.draft)
@@ -250,37 +250,43 @@ def _length(text: str, option: str) -> dict[str, int]:
     return {"draft_length": int(text)}
 
 
-def _speculation(text: str, model: Any, ids: list[int], probe: int, depth: int | None) -> dict[str, Any]:
-    if text == "auto":
-        return _chosen(model, ids, probe, depth)
-    exit, _, length = text.partition(":")
+def _speculation(options: argparse.Namespace, folder: Path, model: Any, ids: list[int], count: int) -> dict[str, Any]:
+    if options.speculate == "auto":
+        if options.exit is not None:
+            raise TinykronError("--speculate auto: chooses for all blocks, found --exit; say EXIT:DRAFTS")
+        return _chosen(folder, model, ids, min(count, PROBE, model.context - len(ids)))
+    exit, _, length = options.speculate.partition(":")
     if not exit.isdecimal():
-        raise TinykronError(f"--speculate: expected EXIT, EXIT:DRAFTS or auto, such as 4:2, found {text!r}")
+        raise TinykronError(
+            f"--speculate: expected EXIT, EXIT:DRAFTS or auto, such as 4:2, found {options.speculate!r}"
+        )
     return {"draft": int(exit)} | _length(length, "--speculate")
 
 
-def _chosen(model: Any, ids: list[int], probe: int, depth: int | None) -> dict[str, Any]:
+def _chosen(folder: Path, model: Any, ids: list[int], probe: int) -> dict[str, Any]:
     """Return the exit and the number of drafts that are predicted to be fastest; none where none helps.
 
-    Exits are asked along the model's own greedy text behind the prompt: how often each would have written the same.
+    The trained exits, or all, are asked along the model's own greedy text behind the prompt: how often each would have
+    written the same. What blocks and heads cost is timed.
     """
-    from tinykron import exit_analysis
+    from tinykron import bench_exits, exit_analysis
     from tinykron.speculate import fastest_draft
+    from tinykron.thresholds import trained_exits
 
-    if depth is not None:
-        raise TinykronError("--speculate auto: chooses for all blocks, found --exit; say EXIT:DRAFTS")
     blocks = len(model.blocks)
-    probe = min(probe, model.context - len(ids))
-    if blocks == 1 or probe < 1:
-        return {}
-    inner = list(range(1, blocks))
-    shares = exit_analysis.drift(model, [ids], inner, probe).agreement_E
-    found = fastest_draft(dict(zip(inner, shares.tolist(), strict=True)), blocks)
+    inner = [exit for exit in trained_exits(folder) if exit < blocks] or list(range(1, blocks))
+    lengths = [length for length in bench_exits.LENGTHS if length < probe]
+    found = None
+    if inner and lengths:
+        shares = exit_analysis.drift(model, [ids], inner, probe).agreement_E
+        costs = bench_exits.costs_of(model, [1, *(length + 1 for length in lengths)])
+        acceptances = dict(zip(inner, shares.tolist(), strict=True))
+        found = fastest_draft(acceptances, lengths, lambda exit, length, a: costs.speedup(exit, blocks, length, a))
     if found is None:
         print("speculate: no exit is predicted to help; decoding plainly", file=sys.stderr)
         return {}
     exit, length, speedup = found
-    print(f"speculate: exit {exit}, {length} drafts: predicted {speedup:.2f} times as fast, by blocks", file=sys.stderr)
+    print(f"speculate: exit {exit}, {length} drafts: predicted {speedup:.2f} times as fast", file=sys.stderr)
     return {"draft": exit, "draft_length": length}
 
 

@@ -190,11 +190,15 @@ def predicted_speedup(exit: int, blocks: int, draft: int, acceptance: float, sha
 
 
 def fastest_draft(
-    acceptances: Mapping[int, float], blocks: int, lengths: Sequence[int] = range(1, 9)
+    acceptances: Mapping[int, float], lengths: Sequence[int], predict: Callable[[int, int, float], float]
 ) -> tuple[int, int, float] | None:
-    """Return (exit, draft length, speed-up) of the best prediction, from {exit: acceptance}; None: none is above 1."""
+    """Return (exit, draft length, speed-up) of the best prediction; None where none is above 1.
+
+    acceptances  {exit: how likely a draft is accepted}
+    predict      the speed-up of an exit, a draft length and an acceptance, such as `predicted_speedup` makes
+    """
     found = [
-        (predicted_speedup(exit, blocks, length, acceptance), exit, length)
+        (predict(exit, length, acceptance), exit, length)
         for exit, acceptance in acceptances.items()
         for length in lengths
     ]
