@@ -27,8 +27,11 @@ def prompts(count: int) -> list[str]:
 
 
 def lists(folder, exits):
+    """Let a folder's configuration list exits as trained; None: no list at all."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tinykron": {"exits": exits}}))
+    own = {} if exits is None else {"tinykron": {"exits": exits}}
+    config.pop("tinykron", None)
+    (folder / "config.json").write_text(json.dumps(config | own))
     return folder
 
 
@@ -175,7 +178,7 @@ def test_bad_input_is_refused_and_nothing_is_written(folder, options, error, mes
 
 
 def test_a_folder_that_lists_no_exits_needs_some_named(folder):
-    lists(folder, [])
+    lists(folder, None)
     with pytest.raises(TinykronError, match="expected some below 4 blocks, .*config.json lists none"):
         calibrate_folder(folder, prompts(60))
 
