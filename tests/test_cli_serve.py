@@ -61,6 +61,11 @@ def test_confident_leaves_by_the_folders_thresholds(capsys, sorted_folder):
     found = written(capsys, sorted_folder, "--confident")
     assert found["ids"] == expected(sorted_folder, confidence=promise.thresholds)
     assert set(found["exits"]) <= {"1", "2", "4"}
+    _, _, err = call(capsys, "generate", sorted_folder, *TEXT, "--confident")
+    assert "warning: the folder's promise is for greedy texts of at most 2 tokens" in err
+    short = ["--prompt", "the list", "--max-new-tokens", "2", "--confident"]
+    assert "warning" not in call(capsys, "generate", sorted_folder, *short)[2]
+    assert "warning" in call(capsys, "generate", sorted_folder, *short, "--temperature", "1")[2]
     code, _, err = call(capsys, "generate", sorted_folder, *TEXT, "--confident", "--missing", "copy")
     assert code == 2 and "the folder's promise is for recompute, found copy" in err
 
@@ -107,10 +112,10 @@ def test_what_happened_is_said(capsys, sorted_folder):
 
 def test_the_report_counts_each_depth():
     trace = Trace(depths=np.array([[2, 4, 2, 0], [2, 2, 2, 4]]))
-    found = cli_serve.report(trace, 2.0)
+    found = cli_serve.account(trace, 2.0)
     assert found == {"seconds": 2.0, "tokens_per_second": 3.5, "exits": {2: 5 / 7, 4: 2 / 7}}
     trace = Trace(rounds=1, drafted=np.array([0]), accepted=np.array([0]), refused=np.array([0]))
-    assert cli_serve.report(trace, 1.0)["acceptance"] is None  # JSON has no NaN
+    assert cli_serve.account(trace, 1.0)["acceptance"] is None  # JSON has no NaN
 
 
 def test_exits_that_were_not_trained_are_warned_of(capsys, sorted_folder):
@@ -132,7 +137,7 @@ BAD = {
     "a threshold of the last": (["--threshold", "4:.5"], "1..3, found 4"),
     "two rules": (["--threshold", ".5", "--confident"], "--confident and --threshold"),
     "a promise for drafts": (["--speculate", "2", "--confident"], "--threshold says where drafts leave"),
-    "missing keys of drafts": (["--speculate", "2", "--missing", "copy"], "are for texts without a draft"),
+    "missing keys of drafts": (["--speculate", "2", "--missing", "copy"], "for texts without a draft"),
     "a draft that leaves at its end": (["--speculate", "2:2", "--threshold", "2:.5"], "1..1, found 2"),
     "a draft below all exits": (["--speculate", "1:2", "--threshold", ".5"], "no trained exits below 1"),
     "two drafts": (["--speculate", "2", "--draft", "x"], "--speculate and --draft"),
@@ -193,6 +198,18 @@ def test_what_cannot_be_promised_is_said(capsys, monkeypatch, sorted_folder, pro
     )
     code, out, _ = call(capsys, "sort", sorted_folder, "--calibrate", "tokens=8", "--prompts", prompt_file)
     assert code == 1 and "no threshold can be promised" in out
+
+
+def test_ctrl_c_leaves_the_folder_as_it_is(capsys, monkeypatch, sorted_folder, prompt_file):
+    before = (sorted_folder / "exits.json").read_text()
+
+    def interrupted(thresholds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(thresholds, "changes", lambda *model, **options: interrupted)
+    code, _, err = call(capsys, "sort", sorted_folder, "--calibrate", "tokens=8", "--prompts", prompt_file)
+    assert code == 130 and "interrupted" in err
+    assert (sorted_folder / "exits.json").read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,8 @@ def test_exits_are_the_trained_ones_below_the_last(folder):
         ({"prompts": [*["a"] * 60, ""]}, DataError, "prompt 61 has 0 tokens, expected 1 to 28, of a context of 32"),
         ({"prompts": ["keys " * 40, *["a"] * 60]}, DataError, r"prompt 1 has \d+ tokens"),
         ({"prompts": ["a"] * 60, "bound": 0.1}, DataError, "prompt 1 has 1 tokens, expected 2 to 32"),
-        ({"tokens": 0}, TinykronError, "max_new_tokens"),
+        ({"tokens": 0}, TinykronError, "tokens: found 0, expected 1 to 31, of a context of 32"),
+        ({"tokens": 32}, TinykronError, "tokens: found 32"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(folder, options, error, message):

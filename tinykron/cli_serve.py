@@ -113,7 +113,7 @@ def generate(options: argparse.Namespace, folder: Path) -> int:
         **rule,
     )[0]
     seconds = time.perf_counter() - start
-    found = report(trace, seconds)
+    found = account(trace, seconds)
     if options.json:
         text = model.tokenizer.decode(written[len(ids) :].tolist())
         print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()} | found))
@@ -123,7 +123,7 @@ def generate(options: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def report(trace: Any, seconds: float) -> dict[str, Any]:
+def account(trace: Any, seconds: float) -> dict[str, Any]:
     """Return what a generation did, for JSON: speed, the share of tokens that each depth made, drafts."""
     depths = trace.depths[trace.depths > 0]
     found: dict[str, Any] = {"seconds": seconds, "tokens_per_second": len(depths) / max(seconds, 1e-9)}
@@ -180,6 +180,9 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
         promise = thresholds.read(folder)
         if options.missing not in (None, promise.skipped):
             raise TinykronError(f"--missing: the folder's promise is for {promise.skipped}, found {options.missing}")
+        if promise.tokens is not None and (count > promise.tokens or options.temperature > 0.0):
+            line = f"tinykron: warning: the folder's promise is for greedy texts of at most {promise.tokens} tokens"
+            print(line, file=sys.stderr)
         rule |= {"confidence": promise.thresholds, "skipped": promise.skipped}
     elif options.threshold:
         rule["confidence"] = _levels(options.threshold, thresholds.trained_exits(folder), len(model.blocks))
@@ -196,9 +199,7 @@ def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int
     from tinykron import checkpoint, hub, thresholds
 
     if options.confident or options.missing:
-        raise TinykronError(
-            "--confident and --missing are for texts without a draft; --threshold says where drafts leave"
-        )
+        raise TinykronError("--confident and --missing: for texts without a draft; --threshold says where drafts leave")
     rule: dict[str, Any] = {} if options.exit is None else {"exit": options.exit}
     if options.speculate:
         rule |= _speculation(options, folder, model, ids, count)
@@ -208,9 +209,7 @@ def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int
         place = hub.resolve(name, options.download)
         draft = checkpoint.load(place)
         if draft.tokenizer is not None and draft.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-            raise TinykronError(
-                f"--draft: {place} has another vocabulary than the model: its tokens mean something else"
-            )
+            raise TinykronError(f"--draft: {place} has another vocabulary than the model; expected the same one")
         rule |= {"draft": draft} | length
         blocks = len(draft.blocks)
     if options.threshold and "draft" in rule:
@@ -220,23 +219,16 @@ def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int
 
 def _levels(text: str, trained: tuple[int, ...], blocks: int) -> dict[int, float]:
     """Return the thresholds of ".9", for all trained exits below `blocks`, or of "2:.9,4:.8". Raises TinykronError."""
+    pairs = [part.split(":") for part in text.split(",")] if ":" in text else []
+    inner = [exit for exit in trained if exit < blocks]
     try:
-        if ":" not in text:
-            inner = [exit for exit in trained if exit < blocks]
-            if not inner:
-                raise TinykronError(
-                    f"--threshold: the folder lists no trained exits below {blocks}; name some, such as 2:.9,4:.8"
-                )
-            return dict.fromkeys(inner, float(text))
-        pairs = [part.split(":") for part in text.split(",")]
-        found = {int(exit): float(level) for exit, level in pairs}
-    except TinykronError:
-        raise
+        found = {int(exit): float(level) for exit, level in pairs} or dict.fromkeys(inner, float(text))
     except ValueError:
-        raise TinykronError(
-            f"--threshold: expected a number, or exits and numbers such as 2:.9,4:.8, found {text!r}"
-        ) from None
-    if list(found) != sorted(found) or len(found) < len(pairs):
+        expected = "a number, or exits and numbers such as 2:.9,4:.8"
+        raise TinykronError(f"--threshold: expected {expected}, found {text!r}") from None
+    if not found:
+        raise TinykronError(f"--threshold: the folder lists no trained exits below {blocks}; name some: 2:.9,4:.8")
+    if pairs and (list(found) != sorted(found) or len(found) < len(pairs)):
         raise TinykronError(f"--threshold: expected exits from shallow to deep, each once, found {text!r}")
     return found
 

@@ -22,7 +22,6 @@ from tinykron.exits import Calibration, calibrate, check_prompts, ladder, losses
 from tinykron.generate import SKIPPED, Trace, changes, generate
 from tinykron.models.transformer import check_exits
 from tinykron.progress import Progress
-from tinykron.safetensors_file import parse_json
 
 FILE = "exits.json"
 LEVELS = (0.999, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # chosen before any prompt is seen
@@ -96,6 +95,9 @@ def calibrate_folder(
         raise TinykronError(f"skipped: found {skipped!r}, expected {allowed}")
     if bound is not None and not bound >= 0.0:
         raise TinykronError(f"bound: expected nats a token of at least 0, found {bound}")
+    if bound is None and not 1 <= tokens < model.context:
+        limit = f"1 to {model.context - 1}, of a context of {model.context}"
+        raise TinykronError(f"tokens: found {tokens}, expected {limit}")
     ids = _encoded(model, texts, tokens if bound is None else 0)
     ask = changes(model, ids, tokens, AT_ONCE, skipped=skipped) if bound is None else _losses_above(model, ids, bound)
     with Progress("calibrating", len(levels) * len(ids), "prompts") as progress:
@@ -228,7 +230,7 @@ def read_prompts(path: str | Path) -> list[str]:
 def trained_exits(folder: str | Path) -> tuple[int, ...]:
     """Return the exits that a folder's config.json lists as trained, rising; () where it lists none."""
     path = Path(folder) / checkpoint.CONFIG
-    own = _object(path).get("tinykron", {})
+    own = checkpoint._object(path).get("tinykron", {})
     exits = own.get("exits", []) if isinstance(own, dict) else None
     if not isinstance(exits, list) or not all(type(exit) is int and exit > 0 for exit in exits):
         raise CheckpointError(f"{path}: tinykron: exits: expected whole numbers above 0, found {exits!r}")
@@ -252,7 +254,7 @@ def read(folder: str | Path) -> Promise:
     if not path.exists():
         hint = 'make one with "tinykron sort FOLDER --calibrate delta=0.05 epsilon=0.05 --prompts FILE"'
         raise CheckpointError(f"{folder}: has no {FILE}, so no calibrated thresholds; {hint}")
-    found = _object(path)
+    found = checkpoint._object(path)
     try:
         thresholds = {int(exit): float(level) for exit, level in found.pop("thresholds").items()}
         return Promise(thresholds=thresholds, tested=tuple(found.pop("tested")), **found)
@@ -269,13 +271,3 @@ def _write(promise: Promise, folder: Path) -> None:
         raise CheckpointError(f"{folder / FILE} cannot be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
