@@ -226,3 +226,17 @@ def test_recycled_memory_takes_pages_from_the_system_once() -> None:
     assert before > 300
     assert inside < before / 10
     assert after > 300
+
+
+# Products -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, backend.FEW_ROWS, backend.FEW_ROWS + 1])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_is_the_same_however_the_matrix_is_stored(device, rows, turned):
+    generator = np.random.default_rng(rows)
+    x_ND, matrix_DF = generator.standard_normal((rows, 12)), generator.standard_normal((12, 30))
+    stored = backend.to_device(np.ascontiguousarray(matrix_DF.T)).T if turned else backend.to_device(matrix_DF)
+    found = backend.product(backend.to_device(x_ND), stored)
+    assert_close(found, x_ND @ matrix_DF)
+    assert host(found).flags.c_contiguous

@@ -157,6 +157,65 @@ def test_a_compressed_model_drafts_for_its_parent(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [3, None])
+def test_drafts_that_leave_where_sure_change_nothing(family, length):
+    """S2D: an exit of the model, and a model beside it, draft by as many blocks as they need."""
+    assert_drafts_change_nothing(family, length)
+
+
+def test_drafts_that_leave_where_sure_work_on_every_device(device):
+    assert_drafts_change_nothing("llama", None)
+
+
+def assert_drafts_change_nothing(family: str, length: int | None) -> None:
+    model, expected = deep(family, 9), [greedy(deep(family, 9), prompt, 12)[-12:] for prompt in PROMPTS]
+    for draft, thresholds in ((3, {1: 0.15, 2: 0.12}), (deep(family, 9), {1: 0.15, 3: 0.12}), (3, {1: 0.0})):
+        trace = Trace()
+        found = tk.generate(model, PROMPTS, 12, draft=draft, draft_length=length, confidence=thresholds, trace=trace)
+        assert new_tokens(found, 12) == expected
+        assert (trace.depths == 4).all()
+        assert sum(trace.draft_depths.values()) == trace.drafted.sum()
+        assert set(trace.draft_depths) <= {*thresholds, 3 if draft == 3 else 4}
+        assert trace.accepted.sum() > 0
+        alone = tk.generate(model, PROMPTS[0], 12, draft=draft, draft_length=length, confidence=thresholds)
+        assert new_tokens(alone, 12) == expected[:1]
+
+
+def test_the_cases_above_draft_at_every_depth():
+    depths = set()
+    for family in FAMILIES:
+        trace = Trace()
+        tk.generate(deep(family, 9), PROMPTS, 12, draft=3, confidence={1: 0.15, 2: 0.12}, trace=trace)
+        depths |= set(trace.draft_depths)
+    assert depths == {1, 2, 3}
+
+
+def test_drafts_that_leave_early_save_work():
+    """A draft that always leaves after its first block never runs the others: for one row, what waits is not needed."""
+    model, draft = deep("gpt2", 9), deep("gpt2", 9)
+    seen = counting(draft)
+    trace = Trace()
+    tk.generate(model, [1, 2, 3], 16, draft=draft, draft_length=3, confidence={1: 0.0}, trace=trace)
+    assert seen[0] > 16 and seen[1:] == [0, 0, 0]
+    assert trace.draft_steps == sum(seen)
+    assert trace.draft_depths == {1: trace.drafted[0]}
+    again = counting(model)
+    tk.generate(model, [1, 2, 3], 16, draft=3, draft_length=3, confidence={1: 0.0}, trace=trace)
+    assert again == [3 - 1 + trace.rounds + trace.drafted[0]] * 4  # the check brings every draft up, once
+
+
+@pytest.mark.parametrize("draft", [3, "another"])
+def test_sampled_rows_with_early_drafts_do_not_depend_on_their_neighbours(draft):
+    model = deep("llama", 11)
+    drafter = deep("llama", 3) if draft == "another" else draft
+    options: dict[str, Any] = {"draft": drafter, "draft_length": 3, "temperature": 0.9, "seed": 3, "top_k": 20}
+    options["confidence"] = {1: 0.15, 2: 0.13}
+    first = tk.generate(model, [PROMPTS[0], PROMPTS[2]], 20, **options)
+    second = tk.generate(model, [PROMPTS[1], PROMPTS[2]], 20, **options)
+    assert new_tokens(first, 20)[1] == new_tokens(second, 20)[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_whose_exit_drafts_for_another_exit(family):
     model = deep(family, 10)
     found = tk.generate(model, PROMPTS, 12, exit=3, draft=1)
@@ -267,7 +326,10 @@ def test_greedy_drafting_changes_no_token_of_200_texts(name, exits):
         ({"exit": 2, "draft": 2}, r"draft: .*1\.\.1, found 2"),
         ({"draft": 2, "draft_length": 0}, r"draft_length: .*>= 1, found 0"),
         ({"draft_length": 3}, r"draft_length: found 3 and no draft"),
-        ({"draft": 2, "confidence": {1: 0.5}}, r"confidence and draft"),
+        ({"draft": 2, "confidence": {2: 0.5}}, r"confidence: .*1\.\.1, found 2"),
+        ({"draft": 1, "confidence": {1: 0.5}}, r"confidence: exit 1 has no exit below it"),
+        ({"draft": tiny_gpt2(0), "confidence": {2: 0.5}}, r"confidence: .*1\.\.1, found 2"),
+        ({"draft": 2, "confidence": {1: 0.5}, "skipped": "copy"}, r'skipped: "copy" is for texts without a draft'),
         ({"draft": Linear(2, 2)}, r"draft: a Linear is no causal"),
         ({"draft": tiny_gpt2(0, vocabulary=41)}, r"draft: it knows 41 tokens, the model 40"),
         ({"exit": 1, "draft": 1}, r"draft: exit 1 has no exit below it"),

@@ -29,11 +29,11 @@ kron.plan kron.budget kron.candidates kron.compress kron.nested kron.planner kro
 models.checks models.transformer models.classes models.gpt2 models.bert_config models.bert models.llama
 models.exit_parts models.__init__
 safetensors_file tokenizer hub checkpoint data instructions accumulate features distances losses distill teacher_cache
-exits grid sampling continuation partial speculate bitexact generate closed_book
+exits grid sampling continuation partial speculate bitexact generate thresholds closed_book
 optim masking evaluate exit_analysis wikitext train pretrain metrics glue squad_score squad similarity
 standins tasks task_train finetune info compress measurement text_finetune front elastic report recipes students stages
 reproduce relations material sort sorted_study relations_decoding relations_elastic relations_sorted bench bench_kron
-cli_elastic cli_tasks cli_exits cli_recipes cli __init__ __main__
+bench_exits bench_exits_report cli_elastic cli_tasks cli_serve cli_exits cli_recipes cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

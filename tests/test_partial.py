@@ -99,3 +99,50 @@ def test_what_one_row_lacks_is_fed_again_to_all(device):
         found = run.logits(LAYERS)
         for row, length in enumerate((6, 5)):
             assert_close(found[row, 0], host(model(rows[row : row + 1, :length]).logits)[0, -1], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@settings(max_examples=8)
+@given(data=st.data())
+def test_what_waits_goes_on_waiting_when_later_tokens_are_dropped(device, family, data):
+    model = deep(family, 5)
+    ids = np.random.default_rng(5).integers(0, 40, 16)
+    with tk.no_grad():
+        seen, run, known = counting(model), PartialPass(model, np.array([6]), 16), 6
+        run.feed(ids[None, :6])
+        run.logits(data.draw(st.integers(1, LAYERS)))
+        for _ in range(3):
+            drafts = np.random.default_rng(known).integers(0, 40, 3)  # of another text
+            for token in drafts:
+                run.feed(np.array([[token]]))
+                run.logits(data.draw(st.integers(1, LAYERS)))
+            run.realign(np.array([known + 1]))  # all are refused; one more token, to be fed
+            assert run.length == known
+            assert sum(group.x_BTD.shape[1] for group in run.waiting) <= known
+            run.feed(ids[None, known : known + 1])
+            known += 1
+            depth = data.draw(st.integers(1, LAYERS))
+            assert_close(
+                run.logits(depth)[0, -1], host(model(ids[None, :known], exit=depth).logits)[0, -1], rtol=0, atol=2e-4
+            )
+        assert seen == sorted(seen, reverse=True)  # no block sees what the one below it has not seen
+
+
+@pytest.mark.parametrize("kept", [(8, 6, 7), (9, 9, 9), (5, 9, 6)])
+def test_what_waits_goes_up_before_rows_move(device, kept):
+    model = deep("llama", 6)
+    rows = np.random.default_rng(6).integers(0, 40, (3, 12))
+    with tk.no_grad():
+        run = PartialPass(model, np.array([5, 5, 5]), 14)
+        run.feed(rows[:, :5])
+        run.logits(3)
+        for place in range(5, 8):
+            run.feed(rows[:, place : place + 1])
+            run.logits(1 + place % 2)
+        run.realign(np.array(kept))
+        again = np.array([rows[row, run.length - run.start_B[row] : length] for row, length in enumerate(kept)])
+        run.feed(again)
+        found = run.logits(LAYERS)
+        for row, length in enumerate(kept):
+            expected = host(model(rows[row : row + 1, :length]).logits)[0, -1]
+            assert_close(found[row, 0], expected, rtol=0, atol=2e-4)

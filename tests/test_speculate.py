@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinykron as tk
 from tests.decoders import deep
 from tinykron import speculate as module
 from tinykron.continuation import Continuations
+from tinykron.errors import TinykronError
 from tinykron.partial import PartialPass
 from tinykron.sampling import Sampler, distribution
-from tinykron.speculate import Window, checked, residual, speculate
+from tinykron.speculate import Window, checked, fastest_draft, predicted_speedup, residual, speculate
 
 Law = dict[tuple[int, ...], Any]  # of each text, its probability
 PROMPT = 1
-TARGET, DRAFT = 2, 1  # depths
+TARGET, DRAFT, EARLY = 2, 1, 0  # depths
 
 
 class Table:
@@ -109,13 +112,19 @@ def plain_law(law: Callable[[tuple[int, ...]], Sequence[Any]], most: int, stops:
 
 
 def speculated(
-    table: Table, most: int, length: int | None, stops: tuple[int, ...], separate: bool = False, path: type[Path] = Path
+    table: Table,
+    most: int,
+    length: int | None,
+    stops: tuple[int, ...],
+    separate: bool = False,
+    path: type[Path] = Path,
+    early: dict[int, Fraction] | None = None,
 ) -> Law:
     def write(chance: Path) -> tuple[int, ...]:
         texts = Continuations(np.array([[PROMPT]]), np.array([[True]]), most, stops)
         target = Reader(table)
         draft = Reader(table) if separate else target
-        speculate(texts, target, TARGET, draft, DRAFT, Window(1, length), lambda law: law, [chance])
+        speculate(texts, target, TARGET, draft, DRAFT, Window(1, length), lambda law: law, [chance], early, max)
         return tuple(texts.new[0])
 
     return law_of(write, path)
@@ -144,6 +153,38 @@ def test_the_law_of_the_text_is_the_targets(vocabulary, most, length, stops, sep
         assert all(isinstance(weight, Fraction) for weight in found.values())
         assert found == expected
         assert sum(found.values()) == 1
+
+
+@pytest.mark.parametrize(("vocabulary", "most", "length", "stops", "separate"), [*CASES, *LARGER])
+def test_drafts_that_leave_early_keep_the_law(vocabulary, most, length, stops, separate):
+    for seed in (5, 6):
+        table = Table(vocabulary, seed)
+        found = speculated(table, most, length, stops, separate, early={EARLY: Fraction(3, 5)})
+        assert found == plain_law(lambda context, table=table: table.law(TARGET, context), most, stops)
+
+
+def test_the_cases_above_leave_early_and_do_not():
+    asked: dict[int, set[tuple[int, ...]]] = {EARLY: set(), DRAFT: set()}
+    for seed in (5, 6):
+        table = Table(3, seed)
+        speculated(table, 3, 2, (), early={EARLY: Fraction(3, 5)})
+        for depth in asked:
+            asked[depth] |= {(seed, *context) for known, context in table.known if known == depth}
+    assert asked[DRAFT] and asked[DRAFT] < asked[EARLY]
+
+
+@pytest.mark.parametrize("mistake", ["draw from the law of the first exit", "none"])
+def test_the_proof_refuses_a_draft_that_is_checked_by_another_exits_law(mistake):
+    table = Table(3, 11)
+
+    class DrawsShallow(Path):
+        def draw(self, law_V: np.ndarray) -> int:
+            deep_laws = {str(law): context for (depth, context), law in table.known.items() if depth == DRAFT}
+            context = deep_laws.get(str(list(law_V))) if mistake != "none" else None
+            return super().draw(law_V if context is None else table.law(EARLY, context))
+
+    found = speculated(table, 3, 2, (), path=DrawsShallow, early={EARLY: Fraction(3, 5)})
+    assert (found == plain_law(lambda context: table.law(TARGET, context), 3, ())) == (mistake == "none")
 
 
 def planted(name: str, monkeypatch: pytest.MonkeyPatch, table: Table) -> type[Path]:
@@ -235,3 +276,66 @@ def test_rounds_and_accepted_drafts_are_counted():
     tally = speculate(texts, reader, TARGET, reader, DRAFT, Window(1, 3), lambda law: law, [Path([])])
     assert texts.new == [[1] * 9]
     assert (tally.drafted, tally.accepted, tally.rounds) == ([6], [6], 3)  # 4 + 4 + 1: the last token needs no draft
+    assert tally.refused == [0]
+
+
+# Is it worth it? ------------------------------------------------------------------------------------------------------
+
+
+class Passes(Reader):
+    """Counts the blocks of a model of `blocks` that run one after the other: an exit's for a draft, all for a check."""
+
+    def __init__(self, table: Table, exit: int, blocks: int) -> None:
+        super().__init__(table)
+        self.depths, self.run = {DRAFT: exit, TARGET: blocks}, 0
+
+    def logits(self, depth: int, count: int = 1) -> np.ndarray:
+        self.run += self.depths[depth]
+        return np.array([[self.table.law(depth, ())] * count])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("exit", "blocks", "draft"), [(1, 4, 1), (2, 8, 3), (4, 8, 6)])
+@pytest.mark.parametrize("same", [0.5, 0.9])
+def test_the_prediction_is_what_counting_blocks_finds(exit, blocks, draft, same, shared):
+    """Laws for which a draft is accepted with probability `same`, whatever came before."""
+    table = Table(2, 0)
+    laws = {TARGET: [0.0, 1.0], DRAFT: [1.0 - same, same]}
+    table.law = lambda depth, context: laws[depth]  # type: ignore[method-assign,assignment,return-value]
+    texts, target = Continuations(np.array([[PROMPT]]), np.array([[True]]), 12000), Passes(table, exit, blocks)
+    side = target if shared else Passes(table, exit, blocks)
+    chance = Sampler(1.0, None, None, 1, 1).chances[0]
+    tally = speculate(texts, target, TARGET, side, DRAFT, Window(1, draft), lambda law: law.astype(float), [chance])
+    found = blocks * 12000 / (target.run + (0 if shared else side.run))
+    assert found == pytest.approx(predicted_speedup(exit, blocks, draft, same, shared), rel=0.03)
+    assert tally.accepted[0] / (tally.accepted[0] + tally.refused[0]) == pytest.approx(same, abs=0.03)
+
+
+@given(
+    exit=st.integers(1, 9), above=st.integers(0, 9), draft=st.integers(0, 9), acceptance=st.fractions(0, 1).filter(bool)
+)
+def test_the_prediction_is_the_closed_form(exit, above, draft, acceptance):
+    a, d, e, blocks = acceptance, draft, exit, exit + above
+    found = predicted_speedup(exit, blocks, draft, acceptance)
+    if a < 1:
+        assert found == blocks * (1 - a ** (d + 1)) / ((1 - a) * ((d + 1) * e + blocks - e))
+    else:
+        assert found == Fraction(blocks * (d + 1), (d + 1) * e + blocks - e)
+    assert predicted_speedup(exit, blocks, 0, acceptance) == 1
+
+
+def test_the_fastest_draft_is_the_best_prediction():
+    def predict(exit: int, length: int, acceptance: float) -> float:
+        return predicted_speedup(exit, 8, length, acceptance)
+
+    found = fastest_draft({2: 0.6, 4: 0.9}, (1, 2, 3, 6), predict)
+    assert found == (4, 3, predicted_speedup(4, 8, 3, 0.9))
+    assert found[2] == max(predict(e, d, a) for e, a in ((2, 0.6), (4, 0.9)) for d in (1, 2, 3, 6))
+    assert fastest_draft({2: 0.1, 6: 0.2}, range(1, 9), predict) is None
+    assert fastest_draft({}, (1,), predict) is None
+
+
+@pytest.mark.parametrize("wrong", [(0, 4, 2, 0.5), (5, 4, 2, 0.5), (2, 4, -1, 0.5), (2, 4, 2, 1.5), (2, 4, 2, np.nan)])
+def test_no_prediction_for_numbers_out_of_range(wrong):
+    with pytest.raises(TinykronError):
+        predicted_speedup(*wrong)

@@ -2,8 +2,8 @@
 
 Read the files in this order: errors, backend, tensor, shapes, ops, fused, attention, gradcheck, nn; kron; models;
 safetensors_file, tokenizer, hub, checkpoint; losses, distill, exits, grid; sampling, continuation, partial, speculate,
-bitexact, generate; optim, data, masking, evaluate, train; metrics, features, glue, squad, standins, tasks, task_train,
-finetune; info, compress, front, elastic, report, recipes, reproduce, cli.
+bitexact, generate, thresholds; optim, data, masking, evaluate, train; metrics, features, glue, squad, standins, tasks,
+task_train, finetune; info, compress, front, elastic, report, recipes, stages, reproduce, cli.
 """
 
 from tinykron import data as data

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinykron import cli_elastic
+from tinykron import cli_elastic, cli_serve
 from tinykron.backend import current_device, device, recycled_memory
 from tinykron.cli_exits import sort_options
 from tinykron.cli_recipes import recipe_options
@@ -141,16 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     takes_model(sort)
     sort_options(sort)
     cli_elastic.add_options(sort)
+    cli_serve.calibrate_options(sort)
 
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
-    generate.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
-    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default 60, or what the context holds")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    generate.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    generate.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together"
-    )
+    cli_serve.generate_options(generate)
     cli_elastic.budget_options(generate)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
@@ -163,13 +158,15 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
     subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it; "
-    subjects += "kron: Kronecker layers beside the dense one and beside other packages"
-    bench.add_argument("subject", choices=("engine", "decode", "kron"), help=subjects)
+    subjects += "kron: Kronecker layers beside the dense one and beside other packages; exits: drafts, leaving early"
+    bench.add_argument("subject", choices=("engine", "decode", "kron", "exits"), help=subjects)
+    bench.add_argument("model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="decode, exits: as --model")
     bench.add_argument("--config", default="gpt2", help='engine: "gpt2" (124M, the default) or "tiny", to try it')
     takes_model(bench, "--model")
     bench.add_argument("--threads", type=int, default=2, metavar="N", help="alike on both sides (default 2)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each side, per row (default 5)")
     bench.add_argument("--full", action="store_true", help="kron: every matrix, shape, number of terms and rows")
+    cli_serve.bench_options(bench)
     return parser
 
 
@@ -264,41 +261,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from tinykron import checkpoint
-    from tinykron.generate import generate
-
-    folder = _model_folder(options)
-    model = checkpoint.load(folder)
-    if model.tokenizer is None:
-        raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
-    model = cli_elastic.within_budget(options, folder, model)
-    ids = model.tokenizer.encode(options.prompt).ids
-    count = options.max_new_tokens
-    if count is None:
-        count = max(1, min(60, model.context - len(ids)))
-    said = ""  # the prompt goes before the first piece: by then the arguments have proved good
-
-    def stream(piece: str) -> None:
-        nonlocal said
-        print(piece if said else options.prompt + piece, end="", flush=True)
-        said = options.prompt + piece
-
-    written = generate(
-        model,
-        ids,
-        max_new_tokens=count,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed or 0,
-        stream=None if options.json else stream,
-    )[0]
-    if options.json:
-        text = model.tokenizer.decode(written[len(ids) :].tolist())
-        print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()}))
-    else:
-        print("" if said else options.prompt)
-    return 0
+    return cli_serve.generate(options, _model_folder(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -333,6 +296,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from tinykron import bench, bench_kron
 
+    if options.subject == "exits":
+        return cli_serve.bench_exits(options, _model_folder(options))
     if options.subject == "kron":
         found = bench_kron.kron(options.full, options.threads, options.repeats)
         print(json.dumps(found.as_dict(), indent=2) if options.json else bench_kron.render(found), end="")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.cli_elastic import numbers, run
+from tinykron.cli_serve import calibrate
 from tinykron.errors import TinykronError
 
 METHODS = ("sorted", "plain", "heads", "extracted", "balcony")
@@ -20,7 +21,7 @@ LOSSES = ("mean", "sampled", "depth", "rotational")
 def sort_options(sub: argparse.ArgumentParser) -> None:
     """Add what `sort` takes beside a model."""
     sub.add_argument("--exits", metavar="2,4,6", help="numbers of blocks to leave after; all blocks are always one")
-    sub.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    sub.add_argument("--out", metavar="DIR", help="folder to make (--calibrate alone needs none)")
     sub.add_argument("--config", metavar="FILE", help="settings in TOML, or sorted-llama: the paper's")
     sub.add_argument("--method", choices=METHODS, help="sorted, or a baseline (default sorted)")
     sub.add_argument("--loss", choices=LOSSES, help="of sorted: how exits are weighted (default mean)")
@@ -40,11 +41,17 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
 
 
 def sort(options: argparse.Namespace, folder: Path) -> int:
-    """Run `sort`; with --ranks, of a grid of exits and numbers of terms."""
-    from tinykron import sort
+    """Run `sort`; with --ranks, of a grid of exits and numbers of terms; then --calibrate what came out."""
+    if options.calibrate is not None and options.out is None:
+        return calibrate(options, folder)
+    if options.out is None:
+        raise TinykronError("sort: expected --out DIR, or --calibrate with --prompts for the folder itself")
+    code = run(options, folder) if options.ranks is not None else _sort(options, folder)
+    return calibrate(options, Path(options.out)) if code == 0 and options.calibrate is not None else code
 
-    if options.ranks is not None:
-        return run(options, folder)
+
+def _sort(options: argparse.Namespace, folder: Path) -> int:
+    from tinykron import sort
 
     names: list[str] = [field.name for field in fields(sort.Sorting) if field.name != "exits"]
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name, None)) is not None}

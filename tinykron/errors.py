@@ -23,3 +23,7 @@ class CheckpointError(TinykronError):
 
 class DataError(TinykronError):
     """Text or token ids that cannot be used."""
+
+
+class UntrainedExitWarning(UserWarning):
+    """An exit is used that its folder does not list as trained: what leaves there is nobody's promise."""

@@ -113,9 +113,7 @@ def calibrate(
     that no correction for several tests is needed. Raises TinykronError where there are too few prompts to prove it.
     Learn-then-Test, Angelopoulos et al. 2021, with fixed-sequence testing; for early exits: CALM, Schuster et al. 2022.
     """
-    for name, value in (("delta", delta), ("epsilon", epsilon)):
-        if not 0.0 < value < 1.0:
-            raise TinykronError(f"calibrate: {name}: expected a number between 0 and 1, found {value}")
+    check_prompts(None, delta, epsilon)
     if not candidates:
         raise TinykronError("calibrate: expected at least one candidate")
     chosen, tested, prompts = None, [], 0
@@ -126,9 +124,7 @@ def calibrate(
             found = f"{failed_P.dtype} {failed_P.shape}"
             raise ShapeError(f"calibrate: of each candidate, expected booleans {expected}, found {found}")
         prompts = len(failed_P)
-        if (1.0 - delta) ** prompts > epsilon:
-            least = ceil(log(epsilon) / log(1.0 - delta))
-            raise TinykronError(f"calibrate: {prompts} prompts prove nothing, whatever they give; at least {least} can")
+        check_prompts(prompts, delta, epsilon)
         failures = int(failed_P.sum())
         p_value = binomial_tail(failures, prompts, delta)
         tested.append(Tested(candidate, failures, p_value))
@@ -136,6 +132,26 @@ def calibrate(
             break
         chosen = candidate
     return Calibration(chosen, delta, epsilon, prompts, tuple(tested))
+
+
+def check_prompts(prompts: int | None, delta: float, epsilon: float) -> None:
+    """Raise TinykronError unless so many prompts can prove a share of `delta`; None: for delta and epsilon alone."""
+    for name, value in (("delta", delta), ("epsilon", epsilon)):
+        if not 0.0 < value < 1.0:
+            raise TinykronError(f"calibrate: {name}: expected a number between 0 and 1, found {value}")
+    if prompts is not None and (1.0 - delta) ** prompts > epsilon:
+        least = ceil(log(epsilon) / log(1.0 - delta))
+        raise TinykronError(f"calibrate: {prompts} prompts prove nothing, whatever they give; at least {least} can")
+
+
+def prompts_needed(failures: int, prompts: int, delta: float, epsilon: float) -> int | None:
+    """Return about how many prompts would prove `delta`, if as large a share of them fails; None: no number would."""
+    share, count = failures / prompts, prompts
+    if share >= delta:
+        return None
+    while binomial_tail(ceil(share * count), count, delta) > epsilon:
+        count += 1 + count // 50
+    return count
 
 
 def binomial_tail(count: int, trials: int, probability: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import Array, backend_of, by_rows, erf, to_device, to_host
+from tinykron.backend import Array, backend_of, by_rows, erf, product, to_device, to_host
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.tensor import Function, Tensor
 
@@ -40,7 +40,7 @@ class Linear(Function):
     def forward(self, xp, x, weight, bias=None):
         x_ND, self.shape = _rows(x), x.shape
         self.saved = x_ND, weight
-        out_NF = x_ND @ (weight.T if self.transposed else weight)
+        out_NF = product(x_ND, weight.T if self.transposed else weight)
         if bias is not None:
             out_NF = out_NF.astype(self.dtype, copy=False)
             by_rows(lambda block: xp.add(block, bias, out=block), out_NF)

@@ -38,6 +38,14 @@ class Trace:
     rounds: int = 0  # passes that checked drafts
     drafted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens
     accepted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens
+    refused: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (B,) tokens; others were not judged
+    draft_depths: dict[int, int] = field(default_factory=dict)  # {blocks: tokens that they drafted}
+
+    @property
+    def acceptance(self) -> float:
+        """How likely a draft was accepted that followed accepted ones: of those judged, the share. NaN without any."""
+        judged = self.accepted.sum() + self.refused.sum()
+        return float(self.accepted.sum() / judged) if judged else float("nan")
 
 
 def generate(
@@ -72,7 +80,8 @@ def generate(
     seed            row b draws from its own stream, seeded (seed, b): its text does not depend on the other rows
     exit            decode with the first `exit` blocks, the final norm and the head; None: with all blocks
     confidence      {blocks: threshold}: a token leaves at the first of these depths where its largest probability (of
-                    the softmax, whatever the temperature) reaches the threshold. Sorted LLaMA, section 4.3
+                    the softmax, whatever the temperature) reaches the threshold. Sorted LLaMA, section 4.3. With a
+                    draft, this is where drafts leave, and the text stays what it is. S2D, Kavehzadeh et al. 2024
     terms, width    decode with the first terms of each Kronecker sum (`kron.first_terms`) and with a share of the MLPs'
                     units (`kron.first_units`); None: with all
     skipped         what blocks above an exit are to know of a token that left below. "recompute": its state waits and
@@ -101,8 +110,9 @@ def generate(
     prompt_BT, mask_BT = _prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
     batch, start = prompt_BT.shape
     end = _end(start, max_new_tokens, model.context)
-    thresholds = _thresholds(confidence, skipped, depth)
-    drafter = _draft(draft, draft_length, confidence, model, depth, end)
+    drafter = _draft(draft, draft_length, skipped, model, depth, end)
+    top = depth if drafter is None else drafter if isinstance(drafter, int) else len(drafter.blocks)
+    thresholds = _thresholds(confidence, skipped, top)
     text = _text_stream(model, stream, batch)
     sampler = Sampler(temperature, top_k, top_p, seed, batch)
     said = (lambda token: _send(stream, text.put(token))) if text and stream else None
@@ -112,10 +122,10 @@ def generate(
         for each in {id(each): each for each in (model, drafter) if isinstance(each, Module)}.values():
             stack.enter_context(evaluating(each))
         stack.enter_context(no_grad())
-        if thresholds is not None:
+        if drafter is not None:
+            _with_draft(model, texts, depth, drafter, draft_length, thresholds, sampler, trace)
+        elif thresholds is not None:
             _by_confidence(model, texts, depth, thresholds, skipped, sampler, trace)
-        elif drafter is not None:
-            _with_draft(model, texts, depth, drafter, draft_length, sampler, trace)
         else:
             _plainly(model, texts, depth, sampler, trace)
     if text and stream:
@@ -214,6 +224,7 @@ def _with_draft(
     depth: int,
     drafter: Any,
     draft_length: int | None,
+    thresholds: Mapping[int, float] | None,
     sampler: Sampler,
     trace: Trace,
 ) -> None:
@@ -226,11 +237,12 @@ def _with_draft(
         draft = PartialPass(drafter, texts.lengths_B, capacity)
         draft_depth = draft.depth
     tally = speculate(
-        texts, target, depth, draft, draft_depth, Window(rows, draft_length), sampler.law, sampler.chances
+        texts, target, depth, draft, draft_depth, Window(rows, draft_length), sampler.law, sampler.chances, thresholds
     )
     trace.steps, trace.rounds = target.steps, tally.rounds
     trace.draft_steps = draft.steps if draft is not target else 0
     trace.drafted, trace.accepted = np.array(tally.drafted), np.array(tally.accepted)
+    trace.refused, trace.draft_depths = np.array(tally.refused), dict(sorted(tally.depths.items()))
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
@@ -257,16 +269,14 @@ def _below(exit: Any, depth: int, name: str) -> int:
     return check_exit(exit, depth - 1, name)
 
 
-def _draft(
-    draft: Any, draft_length: int | None, confidence: Mapping[int, float] | None, model: Any, depth: int, end: int
-) -> Any:
+def _draft(draft: Any, draft_length: int | None, skipped: str, model: Any, depth: int, end: int) -> Any:
     """Return what drafts: a number of blocks, a model, or None."""
     if draft is None:
         if draft_length is not None:
             raise TinykronError(f"draft_length: found {draft_length!r} and no draft")
         return None
-    if confidence is not None:
-        raise TinykronError("confidence and draft: expected one of the two")
+    if skipped == "copy":
+        raise TinykronError('skipped: "copy" is for texts without a draft; a draft recomputes what it skipped')
     if draft_length is not None:
         whole("draft_length", draft_length, 1)
     if not isinstance(draft, Module):

@@ -36,6 +36,11 @@ class Waiting:
         cos, sin = (xp.concatenate(pair, axis=-2) for pair in zip(self.angles, later.angles, strict=True))
         return Waiting(self.depth, x_BTD, (cos, sin))
 
+    def first(self, count: int) -> Waiting:
+        """Return the first `count` of these positions."""
+        angles = self.angles and (self.angles[0][..., :count, :], self.angles[1][..., :count, :])
+        return Waiting(self.depth, self.x_BTD[:, :count], angles)
+
 
 class PartialPass:
     """A batch on its way through the blocks of a causal model, to be used under no_grad.
@@ -81,7 +86,8 @@ class PartialPass:
     def realign(self, lengths_B: np.ndarray) -> None:
         """Keep of each row, which now has so many tokens, those that were fed, and line the rows up again.
 
-        The last token of a row was never fed. Drafts that were refused are dropped; nothing may wait.
+        The last token of a row was never fed. Drafts that were refused are dropped. What waits goes on waiting, unless
+        rows have to move: then it goes to the top first.
         """
         missing_B = np.maximum(lengths_B - (self.length - self.start_B), 1)
         start_B = lengths_B.max() - lengths_B
@@ -91,9 +97,21 @@ class PartialPass:
             for row, (old, new) in enumerate(zip(self.start_B, start_B, strict=True))
             if old != new
         ]
+        if moves and self.waiting:
+            self._advance(self.depth, None)
+        self._drop(self.length - length)
         for layer in self.cache.layers[: self.depth]:
-            layer.realign(moves, length)
+            layer.realign(moves, min(length, layer.length))
         self.start_B, self.length = start_B, length
+
+    def _drop(self, count: int) -> None:
+        """Forget the last `count` positions, as far as they wait."""
+        while count and self.waiting:
+            group = self.waiting.pop()
+            kept = group.x_BTD.shape[1] - count
+            if kept > 0:
+                self.waiting.append(group.first(kept))
+            count = max(0, -kept)
 
     def _advance(self, depth: int, held_B: np.ndarray | None) -> Tensor:
         """Bring what waits below `depth` up to it, and return the states (B, T, D) of those that came last."""

@@ -12,6 +12,7 @@ from tinykron.exits import SortedLoss, calibrate, ladder
 from tinykron.generate import Trace, changes, generate
 from tinykron.relations import Relation, Values, above, below, both, falling, less, not_above, relation, rising
 from tinykron.sorted_study import Study, named
+from tinykron.speculate import predicted_speedup
 
 DECODING: list[Relation] = []
 BLOCKS = "blocks of plain decoding over blocks run, a pass of few tokens counted as one"
@@ -121,17 +122,13 @@ def s13(study: Study, seed: int) -> Values:
     own = exit_analysis.drift(target, prompts, study.inner, length)
     other = exit_analysis.drift(draft, prompts, study.inner, length, reference=target)
     gains = [
-        max(_gain(a, exit, study.blocks, shared) for exit, a in zip(study.inner, drift.agreement_E, strict=True))
+        max(
+            predicted_speedup(exit, study.blocks, 4, acceptance, shared)
+            for exit, acceptance in zip(study.inner, drift.agreement_E, strict=True)
+        )
         for drift, shared in ((own, True), (other, False))
     ]
     return {"own exits": gains[0], "sorted draft": gains[1]}
-
-
-def _gain(acceptance: float, exit: int, blocks: int, shared: bool, draft_length: int = 4) -> float:
-    """Return blocks of plain decoding over blocks with drafts; a draft of its own shares no blocks with the target."""
-    tokens = sum(acceptance**n for n in range(draft_length + 1))
-    cost = (draft_length + 1) * exit + blocks - exit if shared else draft_length * exit + blocks
-    return blocks * tokens / cost
 
 
 @relation(

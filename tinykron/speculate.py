@@ -1,21 +1,25 @@
 """Speculative decoding: a draft proposes tokens, the model checks them all in one pass, and its own law is kept.
 
 The draft is an exit of the same model (LayerSkip, Elhoushi et al. 2024): cache and hidden states are shared, and the
-check runs only the blocks above the exit. Or it is another model, such as a compressed one of the same parent.
-Leviathan et al. 2023; Chen et al. 2023.
+check runs only the blocks above the exit. Or it is another model, such as a compressed one of the same parent. Either
+may leave early itself where it is sure (S2D, Kavehzadeh et al. 2024). Leviathan et al. 2023; Chen et al. 2023.
 
 Letters: B batch, N drafted tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from tinykron.continuation import Continuations
+from tinykron.errors import TinykronError
+from tinykron.exits import confidence
+from tinykron.models.transformer import check_exit
+from tinykron.sampling import whole
 
 FIRST_WINDOW = 4  # tokens drafted in the first round, where their number adapts
 
@@ -53,7 +57,9 @@ class Tally:
 
     drafted: list[int]
     accepted: list[int]
+    refused: list[int]  # at most one a round: what is drafted behind it is not judged
     rounds: int = 0
+    depths: dict[int, int] = field(default_factory=dict)  # {blocks: tokens that they drafted}
 
 
 def speculate(
@@ -65,6 +71,8 @@ def speculate(
     window: Window,
     law: Callable[[np.ndarray], np.ndarray],
     chances: Sequence[Any],
+    early: Mapping[int, Any] | None = None,
+    sureness: Callable[[np.ndarray], Any] = confidence,
 ) -> Tally:
     """Write all rows to their ends, several tokens a round; each token follows the target's law.
 
@@ -72,10 +80,12 @@ def speculate(
     depth          blocks that make the target's logits; draft_depth: the draft's
     law            turns logits (V,) into probabilities, for both sides alike
     chances        the random decisions of each row: `draw` a token from a law, `happens` something likely so far
+    early          {blocks: threshold}: a draft leaves at the first of these depths where `sureness` of its logits (V,)
+                   reaches the threshold. It depends on what came before alone, so that the draft still has one law
     A row's text does not depend on the other rows: what others draft beyond its window is not looked at.
     """
     rows, separate = len(texts.tokens), draft is not target
-    tally = Tally([0] * rows, [0] * rows)
+    tally = Tally([0] * rows, [0] * rows, [0] * rows)
     while texts.active:
         longest = int(texts.lengths_B.max())
         limits = {row: min(window.sizes[row], texts.room[row] - 1) for row in texts.active}
@@ -86,11 +96,11 @@ def speculate(
         drafted_BN = np.zeros((rows, count), dtype=np.int64)
         draft_laws: list[list[np.ndarray]] = [[] for _ in range(rows)]
         for place in range(count):
-            logits_BV = draft.logits(draft_depth)[:, -1]
-            for row, limit in limits.items():
-                if place < limit:
-                    draft_laws[row].append(law(logits_BV[row]))
-                    drafted_BN[row, place] = chances[row].draw(draft_laws[row][place])
+            drafting = [row for row, limit in limits.items() if place < limit]
+            for row, (made_by, logits_V) in _sure_logits(draft, draft_depth, early or {}, sureness, drafting).items():
+                draft_laws[row].append(law(logits_V))
+                drafted_BN[row, place] = chances[row].draw(draft_laws[row][place])
+                tally.depths[made_by] = tally.depths.get(made_by, 0) + 1
             token_B1 = drafted_BN[:, place : place + 1]
             target.feed(token_B1)
             if separate and place + 1 < count:  # what follows the last draft is the target's to say
@@ -101,12 +111,28 @@ def speculate(
             accepted = len(tokens) - 1
             tally.drafted[row] += limit
             tally.accepted[row] += accepted
+            tally.refused[row] += accepted < limit
             window.learn(row, limit, accepted)
             texts.add(row, tokens, depth)
         tally.rounds += 1
         for side in (target, draft):  # to one and the same, the second time changes nothing
             side.realign(texts.lengths_B)
     return tally
+
+
+def _sure_logits(
+    draft: Side, depth: int, early: Mapping[int, Any], sureness: Callable[[np.ndarray], Any], rows: Sequence[int]
+) -> dict[int, tuple[int, np.ndarray]]:
+    """Return of each row the depth at which its draft leaves, and the logits (V,) there; all wait for the deepest."""
+    found: dict[int, tuple[int, np.ndarray]] = {}
+    for place in [*sorted(early), depth]:
+        logits_BV = draft.logits(place)[:, -1]
+        for row in rows:
+            if row not in found and (place == depth or sureness(logits_BV[row]) >= early[place]):
+                found[row] = place, logits_BV[row]
+        if len(found) == len(rows):
+            break
+    return found
 
 
 def checked(
@@ -138,3 +164,43 @@ def residual(p_V: np.ndarray, q_V: np.ndarray) -> np.ndarray:
     over_V = np.maximum(p_V - q_V, 0)
     total = over_V.sum()
     return over_V / total if total > 0 else p_V
+
+
+# Is it worth it? ------------------------------------------------------------------------------------------------------
+
+
+def predicted_speedup(exit: int, blocks: int, draft: int, acceptance: float, shared: bool = True) -> float:
+    """Return how many times as fast as plain decoding drafts are, where time is passes through blocks.
+
+    exit, blocks  of the draft, E, and of the model, L
+    draft         d, tokens drafted in a round
+    acceptance    a, how likely a draft is accepted that follows accepted ones: `Trace.acceptance`
+    shared        the draft is an exit of the model; a draft of its own runs its blocks beside all of the model's
+    A round writes 1 + a + ... + a^d tokens on average. Shared, it runs the E blocks d + 1 times and the others once:
+    L(1 - a^(d+1)) / ((1 - a)((d+1)E + L - E)), whose limit at a = 1 is L(d+1) / ((d+1)E + L - E). Heads, the number of
+    tokens in a pass and all other work count as nothing. Leviathan et al. 2023, theorem 3.8, for shared blocks.
+    Raises TinykronError for numbers out of range.
+    """
+    check_exit(exit, blocks)
+    whole("draft", draft, 0)
+    if not 0 <= acceptance <= 1:
+        raise TinykronError(f"acceptance: expected a share in [0, 1], found {acceptance}")
+    passes = (draft + 1) * exit + blocks - exit if shared else draft * exit + blocks
+    return blocks * sum(acceptance**place for place in range(draft + 1)) / passes
+
+
+def fastest_draft(
+    acceptances: Mapping[int, float], lengths: Sequence[int], predict: Callable[[int, int, float], float]
+) -> tuple[int, int, float] | None:
+    """Return (exit, draft length, speed-up) of the best prediction; None where none is above 1.
+
+    acceptances  {exit: how likely a draft is accepted}
+    predict      the speed-up of an exit, a draft length and an acceptance, such as `predicted_speedup` makes
+    """
+    found = [
+        (predict(exit, length, acceptance), exit, length)
+        for exit, acceptance in acceptances.items()
+        for length in lengths
+    ]
+    speedup, exit, length = max(found, default=(0.0, 0, 0))
+    return (exit, length, speedup) if speedup > 1.0 else None
