@@ -31,7 +31,7 @@ safetensors_file tokenizer hub checkpoint data distances losses distill teacher_
 sampling continuation partial speculate bitexact generate
 optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
 standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
-relations_decoding relations_sorted bench bench_kron cli_tasks cli __init__ __main__
+relations_decoding relations_sorted bench bench_kron kit_pictures kit lessons cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 
@@ -110,5 +110,6 @@ def test_every_import_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {requirement.split(">")[0] for requirement in project["dependencies"]} | {"cupy", "cupyx", "tinykron"}
     declared |= {"huggingface_hub"}  # tokenizers requires it
+    declared |= {"marimo"}  # the extra `lessons`, which kit alone needs
     tops = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     assert tops - sys.stdlib_module_names <= declared

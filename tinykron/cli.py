@@ -13,6 +13,7 @@ from typing import Any
 from tinykron.backend import current_device, device, recycled_memory
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
+from tinykron.lessons import lesson, lesson_options
 
 EXAMPLES = """\
 examples:
@@ -25,6 +26,7 @@ examples:
   tinykron eval my-bert --task docs/package    how well it does at that
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
+  tinykron lesson                              the first lesson, in the browser; then `tinykron lesson next`
   tinykron bench engine                        the engine beside PyTorch, where that is installed
   tinykron bench kron                          Kronecker layers beside the dense one, and beside peers
 a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
@@ -166,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=2, metavar="N", help="alike on both sides (default 2)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each side, per row (default 5)")
     bench.add_argument("--full", action="store_true", help="kron: every matrix, shape, number of terms and rows")
+    lesson_options(verb("lesson", lesson, "open a lesson in the browser, as a copy of your own; or check yours"))
     return parser
 
 
