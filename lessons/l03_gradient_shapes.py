@@ -6,7 +6,7 @@ app = marimo.App(
     app_title="3 A gradient has the shape of its variable",
 )
 
-with app.setup:
+with app.setup(hide_code=True):
     import marimo as mo
     import numpy as np
 
@@ -40,49 +40,43 @@ def step_1():
     each number: `x.grad` has the shape of `x`, always. Entry $(i, j)$ answers one question: *how fast does the loss
     rise if I raise $x_{ij}$ alone?*
 
-    Here the loss is $\sum \tanh(x)\,w$. Move the slider to choose an entry; it is raised a little, by hand, and the
-    loss is computed again.
+    Move the slider to choose an entry of $x$. It is raised by a small step, by hand, and the loss is computed again.
     """)
     return
 
 
-@app.cell
+@app.function
+def loss_of(values):
+    x = tk.Tensor(values, requires_grad=True)
+    weights = tk.Tensor([[1.0, -2.0, 3.0], [0.5, 2.0, -1.0]])
+    return x, (x.tanh() * weights).sum()
+
+
+@app.cell(hide_code=True)
 def slide_1():
-    entry = mo.ui.slider(0, 5, value=1, label="which entry of x", show_value=True)
+    entry = mo.ui.slider(0, 5, value=2, label="which entry of x", show_value=True)
     entry
     return (entry,)
 
 
-@app.cell
+@app.cell(hide_code=True)
 def see_1(entry):
-    _draws = np.random.default_rng(3)
-    _start, _w = (_draws.normal(size=(2, 3)).astype(np.float32) for _ in range(2))
-
-    def _loss(values):
-        _x = tk.Tensor(values, requires_grad=True)
-        return _x, (_x.tanh() * tk.Tensor(_w)).sum()
-
-    _x, _before = _loss(_start)
+    _start = np.array([[0.3, -1.2, 0.6], [1.5, -0.4, 0.1]], np.float32)
+    _x, _before = loss_of(_start)
     _before.backward()
     _place = np.unravel_index(entry.value, _start.shape)
     _step = 0.01
     _raised = _start.copy()
     _raised[_place] += _step
-    _after = _loss(_raised)[1]
-    mo.vstack(
-        [
-            kit.row(
-                kit.table(_x, "x", lit=_place),
-                kit.table(_x.grad, "x.grad", lit=_place),
-            ),
-            kit.bars(
-                {
-                    "the loss rose by, a step": (_after.item() - _before.item()) / _step,
-                    "x.grad says": _x.grad[_place],
-                },
-                "One entry raised by hand, and its gradient",
-            ),
-        ]
+    _after = loss_of(_raised)[1]
+    _rise = {
+        "loss rose by, per step": (_after.item() - _before.item()) / _step,
+        "x.grad says": _x.grad[_place],
+    }
+    kit.row(
+        kit.table(_x, "x", lit=_place),
+        kit.table(_x.grad, "x.grad", lit=_place),
+        kit.bars(_rise, "the framed entry raised by hand, and its gradient"),
     )
     return
 
@@ -131,7 +125,7 @@ def step_3(step_2_done):
     return
 
 
-@app.cell
+@app.cell(hide_code=True)
 def slide_3(step_2_done):
     step_2_done
     rows = mo.ui.slider(1, 8, value=4, label="rows of x", show_value=True)
@@ -139,7 +133,7 @@ def slide_3(step_2_done):
     return (rows,)
 
 
-@app.cell
+@app.cell(hide_code=True)
 def see_3(rows):
     _draws = np.random.default_rng(1)
     _x, _b, _arriving = (

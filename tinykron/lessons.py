@@ -31,6 +31,9 @@ auto_instantiate = true
 auto_reload = "autorun"
 watcher_on_save = "autorun"
 
+[tool.marimo.display]
+theme = "system"
+
 [tool.marimo.ai]
 enabled = false
 """
