@@ -21,6 +21,7 @@ from tinykron import backend, kit_pictures
 from tinykron.backend import backend_of
 from tinykron.errors import TinykronError
 from tinykron.kit_pictures import host as host
+from tinykron.kit_pictures import tape as tape
 from tinykron.tensor import Tensor
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-7}  # of a check, relative to the largest entry expected
@@ -168,6 +169,7 @@ def check(
     cases: Sequence[Case],
     mistakes: Sequence[Mistake] = (),
     tolerance: float | None = None,
+    judge: Callable[..., Any] | None = None,
 ) -> Result:
     """Try a learner's function; stop at the first case that it does not pass.
 
@@ -178,6 +180,8 @@ def check(
                in another way than the solution does
     mistakes   (what it means, a function that makes this mistake): named where the learner's answer equals its answer
     tolerance  relative to the largest wanted entry; default by dtype: 1e-4 for float32, 1e-7 for float64
+    judge      judge(answer, *arguments) is compared with what is wanted, in place of the answer: for exercises with
+               several right answers. What it raises is the learner's mistake too
     The state is "todo" (not written, or nothing returned), "error" (it raised: which case, what, where), "no" (the
     shape first, a mistake by its name, or the first entry that differs) or "ok".
     """
@@ -186,6 +190,8 @@ def check(
         before = [_copied(value) for value in given]
         try:
             answer = function(*given)
+            if judge and answer is not None:
+                answer = judge(answer, *given)
         except (Todo, NotImplementedError):
             return Result(name, "todo", "not started: replace `raise kit.Todo`.")
         except Exception as error:  # whatever a learner's code raises
@@ -198,7 +204,7 @@ def check(
         fault = _difference(answer, wanted, tolerance)
         if fault:
             for text, wrong in mistakes:
-                if _same(wrong, _fresh(arguments), answer, tolerance):
+                if _same(wrong, _fresh(arguments), answer, tolerance, judge):
                     return Result(name, "no", f"{label}: {fault}. **{text}**")
             return Result(name, "no", f"{label}: {fault}.")
     return Result(name, "ok", f"{len(cases)} cases pass." if len(cases) > 1 else "it passes.")
@@ -225,10 +231,17 @@ def _where(error: Exception, function: Callable[..., Any]) -> str:
     return f", at `{frames[-1].line}`" if frames[-1].line else f", at line {frames[-1].lineno}"
 
 
-def _same(wrong: Callable[..., Any], arguments: tuple[Any, ...], answer: Any, tolerance: float | None) -> bool:
+def _same(
+    wrong: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    answer: Any,
+    tolerance: float | None,
+    judge: Callable[..., Any] | None,
+) -> bool:
     """Say whether a known mistake gives the learner's answer."""
     try:
-        return not _difference(answer, wrong(*arguments), tolerance)
+        mistaken = wrong(*arguments)
+        return not _difference(answer, judge(mistaken, *arguments) if judge else mistaken, tolerance)
     except Exception:  # the mistake has no answer here
         return False
 
@@ -257,6 +270,11 @@ def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str
             raise TinykronError("no numbers")
     except (TinykronError, TypeError, ValueError):
         return f"{of} is a `{type(answer).__name__}`, expected numbers of shape `{np.shape(host(wanted))}`"
+    several = isinstance(wanted, (tuple, list))
+    if several and mine.ndim == 1 and len(mine) != len(theirs):
+        return f"{of} has {len(mine)} values, expected {len(theirs)}"
+    if several and mine.ndim == 0:
+        return f"{of} is a `{type(answer).__name__}`, expected {len(theirs)} values"
     if mine.shape != theirs.shape:
         return f"the shape of {of} is `{mine.shape}`, expected `{theirs.shape}`"
     if _is_array(wanted) and _is_array(answer):
@@ -271,8 +289,11 @@ def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str
     if close.all():
         return ""
     place = tuple(int(i) for i in np.argwhere(~close)[0])
-    at = f" at `{place}`" if place else ""
-    return f"{of}{at} is `{mine[place]:.6g}`, expected `{theirs[place]:.6g}`"
+    if several:
+        of = f"value {place[0] + 1} of {of}"
+    elif place:
+        of = f"{of} at `{place}`"
+    return f"{of} is `{mine[place]:.6g}`, expected `{theirs[place]:.6g}`"
 
 
 def _device(value: Any) -> str:

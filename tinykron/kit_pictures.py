@@ -222,6 +222,36 @@ def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
     return _svg(width, 20 * len(numbers) + 8, f"{title}: {says}", "".join(body), escape(title))
 
 
+def tape(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return what a tensor remembers, as `graph` takes it: (nodes in the order of the forward pass, edges).
+
+    names  what to call the leaves, by name; a leaf's box shows its value too, where that is one number
+    """
+    called = {id(leaf): name for name, leaf in names.items()}
+    nodes: dict[str, str] = {}
+    edges: list[tuple[str, str]] = []
+
+    def visit(source: Any) -> str:
+        key = str(id(source))
+        if key in nodes:
+            return key
+        if isinstance(source, Tensor):
+            name = called.get(id(source), "leaf")
+            nodes[key] = f"{name}|{source.item():.4g}" if source.size == 1 else f"{name}|{_shape(source)}"
+            return key
+        behind = [
+            parent if isinstance(parent, Tensor) else parent[0] for parent in source.parents if parent is not None
+        ]
+        before = [visit(parent) for parent in behind]
+        nodes[key] = source.name
+        edges.extend((parent, key) for parent in before)
+        return key
+
+    visit(tensor if tensor.node is None else tensor.node)
+    short = {key: f"{text.split('|')[0]}{number}" for number, (key, text) in enumerate(nodes.items())}
+    return {short[key]: text for key, text in nodes.items()}, [(short[a], short[b]) for a, b in edges]
+
+
 def graph(
     nodes: Mapping[str, str], edges: Sequence[tuple[str, str]], title: str = "", lit: Sequence[str] = (), note: str = ""
 ) -> str:
