@@ -100,8 +100,8 @@ def predict_2():
     options_2 = {
         "the operation tanh, and what that got": """`y.node` is the operation; `y.node.parents` lead on to the product,
             and that to `x`.""",
-        "the text of the formula": """Python throws the text away. Only operations that really ran are noted: loops and ifs
-            are no obstacle.""",
+        "the text of the formula": """Python throws the text away. Only operations that really ran are noted, loops and
+            all.""",
         "nothing: only x does": """a leaf knows nothing of what was made of it. The notes point backward, from a result
             to its inputs.""",
     }

@@ -114,17 +114,14 @@ def see_2(moment):
     _nodes, _edges = kit.tape(_u * _t, {"x": _x})
     _walk = list(_nodes)[::-1]
     _through_tanh = _u_value * (1 - _t_value**2)
-    _arrived = [
-        {"at the product": 1.0, "at tanh": 0.0, "at exp": 0.0, "at x": 0.0},
-        {"at the product": 1.0, "at tanh": _u_value, "at exp": _t_value, "at x": 0.0},
-        {"at the product": 1.0, "at tanh": _u_value, "at exp": _t_value + _through_tanh, "at x": 0.0},
-        {
-            "at the product": 1.0,
-            "at tanh": _u_value,
-            "at exp": _t_value + _through_tanh,
-            "at x": (_t_value + _through_tanh) * _u_value,
-        },
-    ][moment.value]
+    _whole = _t_value + _through_tanh
+    _arrived = {
+        "at the product": 1.0,
+        "at tanh": _u_value if moment.value > 0 else 0.0,
+        "at exp": (0.0, _t_value, _whole, _whole)[moment.value],
+        "at x": _whole * _u_value if moment.value == 3 else 0.0,
+        "at x, had exp not waited": _t_value * _u_value if moment.value == 3 else 0.0,
+    }
     kit.row(
         kit.graph(_nodes, _edges, "the operations walked so far are filled", lit=_walk[: moment.value]),
         kit.bars(_arrived, "the gradient that has arrived"),

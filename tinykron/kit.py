@@ -87,9 +87,9 @@ def reveal(guess: Any, options: Mapping[str, str]) -> Any:
     right = next(iter(options))
     gate(guess.value is not None, f'Choose an answer above, or "{SEE}": the next step opens.')
     if guess.value == right:
-        return mo.callout(mo.md(f"Yes: **{right}**. {options[right]}"), kind="success")
-    why = f"Not quite. {guess.value}: {options[guess.value]}\n\n" if guess.value in options else ""
-    return mo.callout(mo.md(f"{why}**{right}**. {options[right]}"), kind="info")
+        return mo.callout(mo.md(f"Yes. **{right}**: {options[right]}"), kind="success")
+    why = f"Not quite. *{guess.value}*: {options[guess.value]}\n\n" if guess.value in options else ""
+    return mo.callout(mo.md(f"{why}**{right}**: {options[right]}"), kind="info")
 
 
 def gate(open_: Any, message: str) -> None:

@@ -271,8 +271,9 @@ def graph(
     wide = 24 + 6.8 * max((len(line) for text in nodes.values() for line in text.split("|")), default=1)
     step, row = wide + 34, 50
     tallest = max(len(keys) for keys in columns.values())
+    top = 36 if any(depth[b] - depth[a] > 1 for a, b in edges) else 6  # an edge over a column goes above its boxes
     place = {
-        key: (6 + column * step, 6 + row * (i + (tallest - len(keys)) / 2))
+        key: (6 + column * step, top + row * (i + (tallest - len(keys)) / 2))
         for column, keys in columns.items()
         for i, key in enumerate(keys)
     }
@@ -282,6 +283,9 @@ def graph(
         x1, y1, y2 = x1 + wide, y1 + 18, y2 + 18
         middle = (x1 + x2) / 2
         path = f"M{x1:.0f} {y1:.0f}C{middle:.0f} {y1:.0f} {middle:.0f} {y2:.0f} {x2:.0f} {y2:.0f}"
+        if depth[target] - depth[source] > 1:
+            over = min(y1, y2) - 62
+            path = f"M{x1:.0f} {y1:.0f}C{x1 + 30:.0f} {over:.0f} {x2 - 30:.0f} {over:.0f} {x2:.0f} {y2:.0f}"
         body.append(f'<path d="{path}" fill="none" stroke="currentColor" stroke-opacity=".6"/>')
         if (count := list(edges).count((source, target))) > 1:
             body.append(_text(middle, (y1 + y2) / 2 - 4, f"x{count}", "middle"))
@@ -296,4 +300,4 @@ def graph(
             body.append(_text(x + wide / 2, y + (23 if len(parts) == 1 else 15 + 14 * i), part, "middle"))
     says = ", ".join(text.replace("|", " ") for text in nodes.values())
     alt = f"{title}: {says}. {note or 'lit: ' + (', '.join(nodes[key].replace('|', ' ') for key in lit) or 'none')}"
-    return _svg(step * len(columns), row * tallest + 4, alt, "".join(body), escape(title))
+    return _svg(step * len(columns), top + row * tallest - 2, alt, "".join(body), escape(title))
