@@ -351,7 +351,7 @@ def step_5(result_2):
 
 @app.cell(hide_code=True)
 def slide_5(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     diamonds = mo.ui.slider(1, 60, value=20, label="diamonds in a row", show_value=True)
     diamonds
     return (diamonds,)

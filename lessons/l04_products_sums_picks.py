@@ -207,7 +207,7 @@ def step_3(result_1):
 
 @app.cell(hide_code=True)
 def slide_3(result_1):
-    kit.gate(result_1, "")
+    kit.gate(result_1)
     twos = mo.ui.slider(0, 5, value=3, label="how many ids are 2", show_value=True)
     twos
     return (twos,)
@@ -235,7 +235,7 @@ def see_3(twos):
 
 @app.cell(hide_code=True)
 def predict_3(result_1):
-    kit.gate(result_1, "")
+    kit.gate(result_1)
     options_3 = {
         "it keeps the last of them": """`total[ids] += grad` reads all rows first, adds, and writes them back; a row
             that is there three times is written three times, each time over the last.""",

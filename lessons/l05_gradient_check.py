@@ -88,7 +88,7 @@ def predict_1():
     options_1 = {
         "the two values agree in all their digits but a few": """the difference of two nearly equal numbers keeps only
             the digits in which they differ; the rounding of the rest is then divided by a tiny h.""",
-        "the formula is only right for large h": "without rounding, the smaller h, the better: see the right half of each curve.",
+        "the formula is only right for large h": "without rounding, smaller is better: see the right half of each curve.",
         "e^x cannot be computed near 1": "it can, to the last digit. What is lost is lost in the subtraction.",
     }
     guess_1 = kit.predict("Why does the error grow again on the left?", options_1)
@@ -224,7 +224,7 @@ def example_3():
 
 @app.cell(hide_code=True)
 def slide_3(result_1, suspects):
-    kit.gate(result_1, "")
+    kit.gate(result_1)
     suspect = mo.ui.slider(0, len(suspects) - 1, value=3, label="which op", show_value=True)
     suspect
     return (suspect,)
@@ -388,8 +388,9 @@ def step_4(result_2):
 
 @app.cell
 def example_4(result_2):
-    kit.gate(result_2, "")
-    tk.gradcheck.gradcheck(tk.fused.softmax, tk.Tensor([[0.3, -1.2, 0.5], [2.0, 0.1, -0.4]]))
+    kit.gate(result_2)
+    found = tk.gradcheck.gradcheck(tk.fused.softmax, tk.Tensor([[0.3, -1.2, 0.5], [2.0, 0.1, -0.4]]))
+    mo.md(f"The worst entry: {found}.")
     return
 
 

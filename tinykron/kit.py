@@ -92,10 +92,10 @@ def reveal(guess: Any, options: Mapping[str, str]) -> Any:
     return mo.callout(mo.md(f"{why}**{right}**: {options[right]}"), kind="info")
 
 
-def gate(open_: Any, message: str) -> None:
+def gate(open_: Any, message: str = "") -> None:
     """Stop this cell, and all that read from it, with a message; unless `open_` is true."""
     if not _auto():
-        mo.stop(not open_, mo.callout(mo.md(message), kind="neutral"))
+        mo.stop(not open_, mo.callout(mo.md(message), kind="neutral") if message else None)
 
 
 class Done:
@@ -189,9 +189,10 @@ def check(
         given = _fresh(arguments)
         before = [_copied(value) for value in given]
         try:
-            answer = function(*given)
-            if judge and answer is not None:
-                answer = judge(answer, *given)
+            with np.errstate(all="ignore"):  # a NaN is found below, and shown
+                answer = function(*given)
+                if judge and answer is not None:
+                    answer = judge(answer, *given)
         except (Todo, NotImplementedError):
             return Result(name, "todo", "not started: replace `raise kit.Todo`.")
         except Exception as error:  # whatever a learner's code raises
@@ -240,30 +241,32 @@ def _same(
 ) -> bool:
     """Say whether a known mistake gives the learner's answer."""
     try:
-        mistaken = wrong(*arguments)
-        return not _difference(answer, judge(mistaken, *arguments) if judge else mistaken, tolerance)
+        with np.errstate(all="ignore"):
+            mistaken = wrong(*arguments)
+            mistaken = judge(mistaken, *arguments) if judge else mistaken
+        return not _difference(answer, mistaken, tolerance, nan=True)
     except Exception:  # the mistake has no answer here
         return False
 
 
-def _difference(answer: Any, wanted: Any, tolerance: float | None, of: str = "your answer") -> str:
-    """Return what is different, in words; "" if nothing is."""
+def _difference(answer: Any, wanted: Any, tolerance: float | None, of: str = "your answer", nan: bool = False) -> str:
+    """Return what is different, in words; "" if nothing is. NaN is like NaN only where `nan` says so."""
     if isinstance(wanted, (tuple, list)) and not all(isinstance(part, (int, float)) for part in wanted):
         if not isinstance(answer, (tuple, list)):
             return f"{of} is a `{type(answer).__name__}`, expected {len(wanted)} values"
         if len(answer) != len(wanted):
             return f"{of} has {len(answer)} values, expected {len(wanted)}"
         for number, (mine, theirs) in enumerate(zip(answer, wanted, strict=True), 1):
-            if fault := _difference(mine, theirs, tolerance, f"value {number} of {of}"):
+            if fault := _difference(mine, theirs, tolerance, f"value {number} of {of}", nan):
                 return fault
         return ""
     if isinstance(wanted, (str, bool, type(None))):
         same = isinstance(answer, (type(wanted), np.bool_)) and answer == wanted
         return "" if same else f"{of} is `{answer!r}`, expected `{wanted!r}`"
-    return _array_difference(answer, wanted, tolerance, of)
+    return _array_difference(answer, wanted, tolerance, of, nan)
 
 
-def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str) -> str:
+def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str, nan: bool) -> str:
     try:
         mine, theirs = host(answer), host(wanted)
         if mine.dtype.kind not in "biufc":
@@ -285,7 +288,8 @@ def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str
         tolerance = max(TOLERANCE.get(array.dtype.name, 0.0) for array in (mine, theirs))
     finite = np.abs(theirs[np.isfinite(theirs)])
     scale = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    close = np.isclose(mine, theirs, rtol=0.0, atol=tolerance * scale)
+    with np.errstate(all="ignore"):
+        close = np.isclose(mine, theirs, rtol=0.0, atol=tolerance * scale, equal_nan=nan)
     if close.all():
         return ""
     place = tuple(int(i) for i in np.argwhere(~close)[0])

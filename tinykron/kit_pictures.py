@@ -116,6 +116,7 @@ def table(array: Any, title: str = "", digits: int = 2, top: float | None = None
             alpha = 0.0 if np.isnan(value) else 0.5 * min(abs(value) / full, 1.0)
             edge = "2px solid currentColor" if frame else "1px solid #8885"
             text = f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
+            text = text.lstrip("-") if not text.strip("-0.") else text  # no minus before nothing
             style = f"background:rgba({red},{green},{blue},{alpha:.2f});border:{edge};padding:2px 7px;text-align:right"
             cells.append(f'<td style="{style}">{text}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -206,14 +207,16 @@ def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
     numbers = {name: float(host(value)) for name, value in values.items()}
     if not numbers:
         raise ShapeError(f"picture {title!r}: expected at least one bar")
-    low, high = min(0.0, *numbers.values()), max(0.0, *numbers.values())
+    finite = [value for value in numbers.values() if np.isfinite(value)]
+    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
     left = 12 + 6.6 * max(len(name) for name in numbers)
     room = width - left - 60
     unit = room / ((high - low) or 1.0)
     body = []
     for number, (name, value) in enumerate(numbers.items()):
         y = 20 * number + 4
-        start, length = left + (min(value, 0.0) - low) * unit, abs(value) * unit
+        size = value if np.isfinite(value) else 0.0
+        start, length = left + (min(size, 0.0) - low) * unit, abs(size) * unit
         colour = COLOURS[number % len(COLOURS)]
         body.append(_text(left - 6, y + 12, name, "end"))
         body.append(f'<rect x="{start:.1f}" y="{y}" width="{length:.1f}" height="15" fill="{colour}"/>')
