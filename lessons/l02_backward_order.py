@@ -146,8 +146,9 @@ def step_3(step_2_done):
 
 
 @app.function
-# EXERCISE 1. Return the list of all nodes that `root` was computed from, directly or not, and `root` itself:
-# each once, and behind every node that uses it. The last case is a chain of 5000 nodes.
+# EXERCISE 1. Return the list of all nodes that `root` was computed from, directly or not, and
+# `root` itself: each once, and behind every node that uses it. The last case is a chain of
+# 5000 nodes.
 def backward_order(inputs, root):
     raise kit.Todo
 
@@ -245,8 +246,8 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. `order` is a right backward order; its first node is the result, whose gradient is 1.
-# Return a dictionary: the gradient of every node.
+# EXERCISE 2. `order` is a right backward order; its first node is the result, whose gradient
+# is 1. Return a dictionary: the gradient of every node.
 def gradients(order, edges):
     raise kit.Todo
 

@@ -267,8 +267,8 @@ def ask_2(step_3_done):
 
 
 @app.function
-# EXERCISE 2. The forward was table[ids], of a table with so many `rows`. `grad` has a row for each id.
-# Return the gradient of the table. Its dtype is that of grad.
+# EXERCISE 2. The forward was table[ids], of a table with so many `rows`. `grad` has a row for
+# each id. Return the gradient of the table. Its dtype is that of grad.
 def pick_backward(grad, ids, rows):
     raise kit.Todo
 

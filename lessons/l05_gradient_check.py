@@ -88,7 +88,7 @@ def predict_1():
     options_1 = {
         "the two values agree in all their digits but a few": """the difference of two nearly equal numbers keeps only
             the digits in which they differ; the rounding of the rest is then divided by a tiny h.""",
-        "the formula is only right for large h": "without rounding, smaller is better: see the right half of each curve.",
+        "the formula is only right for large h": "without rounding, smaller is better: see the right half.",
         "e^x cannot be computed near 1": "it can, to the last digit. What is lost is lost in the subtraction.",
     }
     guess_1 = kit.predict("Why does the error grow again on the left?", options_1)
@@ -118,8 +118,9 @@ def step_2(step_1_done):
 
 
 @app.function
-# EXERCISE 1. `f` takes a float64 array of the shape of x and returns a number. Return an array of the shape of x: the
-# slope of f for each entry, by central differences. np.ndindex(x.shape) gives every index. Do not change x.
+# EXERCISE 1. `f` takes a float64 array of the shape of x and returns a number. Return an
+# array of the shape of x: the slope of f for each entry, by central differences.
+# np.ndindex(x.shape) gives every index. Do not change x.
 def numeric_gradient(f, x, step=1e-5):
     raise kit.Todo
 
@@ -272,8 +273,9 @@ def ask_2(result_1):
 
 
 @app.function
-# EXERCISE 2. `ops` maps a name to (forward, backward, x): out = forward(x), and backward(grad, x, out) is its gradient.
-# Return a list of the names whose backward is wrong. Draw weights at random; compare to about 1e-5.
+# EXERCISE 2. `ops` maps a name to (forward, backward, x): out = forward(x), and
+# backward(grad, x, out) is its gradient. Return a list of the names whose backward is wrong.
+# Draw weights at random; compare to about 1e-5.
 def find_bugs(ops, gradient):
     raise kit.Todo
 

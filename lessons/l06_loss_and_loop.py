@@ -40,15 +40,15 @@ def step_1():
     e^{z_j}$. The loss is how surprised the model is by what was right: $-\log p_{\text{right}} = \log \sum_j e^{z_j} -
     z_{\text{right}}$.
 
-    The formula is right, and as it stands it is useless. Scale the three logits up, and watch the curve that computes
-    the formula as written, in float32. The other one is what you are about to write.
+    The formula is right, and as it stands it is useless: in float32, $e^{89}$ is infinite. Scale the three logits up
+    and down, and watch the curve that computes the formula as written. The other one is what you are about to write.
     """)
     return
 
 
 @app.cell(hide_code=True)
 def slide_1():
-    scale = mo.ui.slider(1, 200, value=20, label="scale of the logits", show_value=True)
+    scale = mo.ui.slider(1, 200, value=100, label="scale of the logits", show_value=True)
     scale
     return (scale,)
 
@@ -60,21 +60,17 @@ def see_1(scale):
     _all = _scales[:, None] * _logits
     with np.errstate(all="ignore"):
         _written = np.log(np.exp(_all).sum(axis=1)) - _all[:, 1]
-        _exponential = np.exp(np.float32(scale.value))
     _safe = tk.fused.log_softmax(tk.Tensor(_all)).numpy()[:, 1]
     _at = scale.value - 1
     kit.row(
         kit.lines(
-            {"as written": _written, "as it should be": -_safe},
+            {"as it should be": -_safe, "as written": _written},
             "loss, where the second of the three classes is right",
             x=_scales,
             x_label="scale",
             mark=scale.value,
         ),
-        kit.bars(
-            {"e to the largest logit": _exponential, "loss as written": _written[_at], "as it should be": -_safe[_at]},
-            "at this scale",
-        ),
+        kit.bars({"as it should be": -_safe[_at], "as written": _written[_at]}, "loss at this scale"),
     )
     return
 
@@ -111,7 +107,8 @@ def ask_1(step_1_done):
 
 
 @app.function
-# EXERCISE 1. logits (n, classes) float32, targets (n,) whole numbers. Return the mean loss, for any logits at all.
+# EXERCISE 1. logits (n, classes) float32, targets (n,) whole numbers. Return the mean loss,
+# for any logits at all.
 def cross_entropy(logits, targets):
     raise kit.Todo
 
@@ -232,9 +229,10 @@ def step_3(result_1):
 
 
 @app.function
-# EXERCISE 2. x (n, features) and targets (n,) are NumPy arrays. Take `steps` steps w <- w - rate * gradient, with
-# w = tk.Tensor(np.zeros((features, classes), np.float32), requires_grad=True) at first, tk.fused.cross_entropy and
-# backward(). Return (the loss before each step as a list of numbers, the last w as a Tensor).
+# EXERCISE 2. x (n, features) and targets (n,) are NumPy arrays. Take `steps` steps w <- w -
+# rate * gradient, with w = tk.Tensor(np.zeros((features, classes), np.float32),
+# requires_grad=True) at first, tk.fused.cross_entropy and backward(). Return (the loss before
+# each step as a list of numbers, the last w as a Tensor).
 def train(x, targets, classes, steps, rate):
     raise kit.Todo
 

@@ -20,6 +20,7 @@ import numpy as np
 from tinykron import backend, kit_pictures
 from tinykron.backend import backend_of
 from tinykron.errors import TinykronError
+from tinykron.kit_device import pretend_device as pretend_device
 from tinykron.kit_pictures import host as host
 from tinykron.kit_pictures import tape as tape
 from tinykron.tensor import Tensor
