@@ -83,14 +83,25 @@ def predict(question: str, options: Mapping[str, str]) -> Any:
     return mo.ui.radio(options=[*shuffled, SEE], label=f"**Predict.** {question}")
 
 
-def reveal(guess: Any, options: Mapping[str, str]) -> Any:
+class Revealed:
+    """The answer to a `predict`."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        self.text, self.kind = text, kind
+
+    def _mime_(self) -> tuple[str, str]:
+        kind: Any = self.kind
+        return mo.callout(mo.md(self.text), kind=kind)._mime_()
+
+
+def reveal(guess: Any, options: Mapping[str, str]) -> Revealed:
     """Answer a `predict`, and open what is below: closed until something was chosen."""
     right = next(iter(options))
     gate(guess.value is not None, f'Choose an answer above, or "{SEE}": the next step opens.')
     if guess.value == right:
-        return mo.callout(mo.md(f"Yes. **{right}**: {options[right]}"), kind="success")
+        return Revealed(f"Yes. **{right}**: {options[right]}", "success")
     why = f"Not quite. *{guess.value}*: {options[guess.value]}\n\n" if guess.value in options else ""
-    return mo.callout(mo.md(f"{why}**{right}**: {options[right]}"), kind="info")
+    return Revealed(f"{why}**{right}**: {options[right]}", "info")
 
 
 def gate(open_: Any, message: str = "") -> None:
