@@ -207,7 +207,10 @@ def see_2(logit):
     kit.row(
         kit.bars(dict(zip(_names, _share, strict=True)), "shares"),
         kit.bars(dict(zip(_names, _slope, strict=True)), "gradient of the loss"),
-        kit.bars({"loss": _loss.item(), "the gradient adds up to": float(_slope.sum().round(6))}, "and"),
+        kit.bars(
+            {"loss": _loss.item(), "sum of the gradient": float(_slope.sum().round(6))},
+            "the loss, and what its gradient adds up to",
+        ),
     )
     return
 

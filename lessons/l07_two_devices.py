@@ -79,7 +79,7 @@ def see_1(where):
         except TypeError as _error:
             _found = f"**TypeError**: {_error}"
         _rows.append(f"| `{_function.__name__}` | {_found} |")
-    mo.vstack([kit.table(_x, "x"), mo.md("| | |\n|---|---|\n" + "\n".join(_rows))])
+    mo.vstack([kit.table(_x, "x"), mo.md("| | |\n|:---|:---|\n" + "\n".join(_rows))])
     return
 
 
@@ -178,7 +178,7 @@ def step_2(result_1):
 
     A GPU works through a queue. `a + b` only puts an addition into it, and Python goes on at once. But `float(loss)`
     needs the number itself: Python waits until all that was queued is done, and the GPU then waits for Python. A
-    training loop that prints its loss at every step can be half as fast.
+    training loop that looks at its loss at every step does this at every step.
 
     Here 60 steps are trained on the pretend device, which counts how often a value is fetched. Choose how often the
     loop looks at its loss.
@@ -300,7 +300,7 @@ def step_3(result_2):
 
     Two more mistakes cost hours on a GPU, and tinykron refuses both at once, on every device. Mixing devices is an
     error that names them. And float64 that slips in, from `np.ones(3)` say, would make all that follows float64, which
-    most GPUs compute many times more slowly.
+    most GPUs compute more slowly.
     """)
     return
 
@@ -324,7 +324,7 @@ def see_3(result_2):
         except tk.TinykronError as _error:
             _said = f"**{type(_error).__name__}**: {_error}"
         _rows.append(f"| `{_text}` | {_said} |")
-    mo.md("| | |\n|---|---|\n" + "\n".join(_rows))
+    mo.md("| | |\n|:---|:---|\n" + "\n".join(_rows))
     return
 
 

@@ -162,7 +162,7 @@ def lines(
     log_x, log_y  logarithmic axes; what is not positive is drawn at the lower edge
     """
     width, height = size
-    left, right, top, bottom = 52, width - 8, 8, height - 34
+    left, right, top, bottom = 58, width - 8, 8, height - 34
     curves = {name: host(values).astype(float).reshape(-1) for name, values in series.items()}
     lengths = {len(values) for values in curves.values()}
     if len(lengths) != 1 or 0 in lengths:

@@ -200,7 +200,7 @@ def formula(tex: str, display: bool = False) -> str:
     for ours, theirs in SPELLINGS.items():
         spelled = spelled.replace(ours, theirs)
     try:
-        path = TextPath((0, 0), f"${spelled}$", size=17, prop=FontProperties(math_fontfamily="stix"))
+        path = TextPath((0, 0), f"${spelled}$", size=19, prop=FontProperties(math_fontfamily="stix"))
     except ValueError:
         return f"<code>{escape(tex)}</code>"
     box = path.get_extents()
