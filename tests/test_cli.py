@@ -13,7 +13,7 @@ from tinykron import cli, recipes
 from tinykron.data import shipped_folder
 
 BERT, LLAMA = (str(shipped_folder("weights") / name) for name in ("bert-tiny", "llama-tiny"))
-VERBS = ["info", "run", "train", "eval", "finetune", "sort", "generate", "bench"]
+VERBS = ["info", "run", "train", "eval", "finetune", "sort", "generate", "bench", "lesson"]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 from tinykron import cli_elastic, cli_serve
 from tinykron.backend import current_device, device, recycled_memory
 from tinykron.cli_exits import sort_options
+from tinykron.cli_lessons import lesson, lesson_options
 from tinykron.cli_recipes import recipe_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
@@ -30,6 +31,7 @@ examples:
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
   tinykron sort --ranks 1,2,4 --exits 2,4,6,8 --out DIR  one model in which each depth and rank is a model
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
+  tinykron lesson                              the first lesson, in the browser; then `tinykron lesson next`
   tinykron bench engine                        the engine beside PyTorch, where that is installed
   tinykron bench kron                          Kronecker layers beside the dense one, and beside peers
 a MODEL is a folder, a place in the Hugging Face cache, or a hub id (fetched only with --download)
@@ -167,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each side, per row (default 5)")
     bench.add_argument("--full", action="store_true", help="kron: every matrix, shape, number of terms and rows")
     cli_serve.bench_options(bench)
+    lesson_options(verb("lesson", lesson, "open a lesson in the browser, as a copy of your own; or check yours"))
     return parser
 
 
