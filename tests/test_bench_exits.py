@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.decoders import deep
+from tests.test_thresholds import lists
 from tests.tiny_teacher import make_teacher, write_text
 from tinykron import bench_exits as module
 from tinykron import cli, exit_analysis
@@ -18,6 +20,7 @@ from tinykron.bench_exits_report import as_dict, plot, recommendation, render, w
 from tinykron.data import windows
 from tinykron.errors import TinykronError
 from tinykron.speculate import predicted_speedup
+from tinykron.thresholds import calibrate_folder
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,18 @@ def test_every_exit_and_length_is_measured(report):
     assert len(report.early) == 2 + len(module.LEVELS)
     assert report.costs.block.keys() == report.costs.head.keys() == {1, 2, 3}
     assert report.ms > 0 and not report.interrupted
+
+
+def test_a_folders_own_exits_and_thresholds_are_measured(places, tmp_path):
+    text, folder = places
+    chosen = shutil.copytree(folder, tmp_path / "model")
+    options = {"lengths": (1,), "source": text, "prompts": 1, "new": 2, "threads": 1, "repeats": 1}
+    assert sorted({row.exit for row in bench_exits(chosen, **options).drafts}) == [1, 2, 3]
+    lists(chosen, [2, 4])
+    calibrate_folder(chosen, ["the list"] * 8, 0.4, 0.1, tokens=2, levels=(0.9,))
+    found = bench_exits(chosen, **options)
+    assert [row.exit for row in found.drafts] == [2]
+    assert found.early[-1].name == "the folder's thresholds" and found.early[-1].depth <= 4.0
 
 
 def test_losses_are_those_of_the_exits():
