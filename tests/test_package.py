@@ -31,7 +31,9 @@ safetensors_file tokenizer hub checkpoint data features distances losses distill
 sampling continuation partial speculate bitexact generate
 optim masking evaluate exit_analysis wikitext train pretrain metrics glue squad_score squad similarity
 standins tasks task_train finetune info compress measurement text_finetune report recipes students stages reproduce
-relations sorted_study relations_decoding relations_sorted bench bench_kron cli_tasks cli_recipes cli __init__ __main__
+relations sorted_study relations_decoding relations_sorted
+kron_study relations_kron relations_kngpt2 relations_krony relations_kroneckerbert reproduce_kron
+bench bench_kron cli_tasks cli_recipes cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 
