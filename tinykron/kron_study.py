@@ -76,7 +76,7 @@ class Study:
         self.tokens = data.encode(self.teacher.tokenizer, self.documents)
         self.held_out = data.encode(self.teacher.tokenizer, held_out)
         self.masking = None if hasattr(self.teacher, "cache") else Masking.of(self.teacher.tokenizer)
-        self.known = _read(self.folder / COURSES)
+        self.known = read(self.folder / COURSES)
         self._seen: dict[int, kron.Calibration] = {}
 
     # Text -------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,8 @@ class Study:
         return self._loaded(path)
 
 
-def _read(path: Path) -> dict[tuple[str, int, int], float]:
+def read(path: Path) -> dict[tuple[str, int, int], float]:
+    """Return the perplexities that a folder holds, by student, seed and steps."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = map(json.loads, lines)
     return {(row["student"], row["seed"], row["steps"]): row["perplexity"] for row in rows}

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -242,7 +242,9 @@ def chosen(relations: Iterable[Relation], only: str | None) -> list[Relation]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation, to three or four digits."""
+    """Return mean ± standard deviation, to three or four digits; of what is not finite, the mean alone."""
+    if not all(map(isfinite, values)):
+        return f"{mean(values):g}"
     return f"{mean(values):.4g} ± {stdev(values) if len(values) > 1 else 0.0:.2g}"
 
 
