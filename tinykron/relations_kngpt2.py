@@ -40,10 +40,7 @@ from tinykron.students import truncate, untie
 
 RELATIONS: list[Relation] = [*COMMON]
 FULL = Scale("gpt2-tiny")
-QUICK = Scale(
-    "gpt2-tiny", budgets=(15, 60), batch=2, context=64, held_out=4096, calibration=4096, examples=(128, 384), epochs=2,
-    teacher_epochs=3,
-)  # fmt: skip
+QUICK = Scale("gpt2-tiny", (6, 24), held_out=4096, calibration=4096, examples=(128, 384), epochs=2, teacher_epochs=3)
 ILKD = Losses()  # KnGPT2's four terms; the paper leaves their weights open
 
 

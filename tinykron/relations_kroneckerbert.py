@@ -39,9 +39,9 @@ from tinykron.students import truncate
 from tinykron.tensor import no_grad
 
 RELATIONS: list[Relation] = [*COMMON]
-FULL = Scale("bert-tiny", context=128)
+FULL = Scale("bert-tiny", lr=1e-3)
 QUICK = Scale(
-    "bert-tiny", budgets=(20, 80), batch=2, context=64, held_out=4096, calibration=4096, examples=(128, 768), epochs=2,
+    "bert-tiny", (10, 40), context=64, lr=1e-3, held_out=4096, calibration=4096, examples=(128, 768), epochs=2,
     teacher_epochs=3,
 )  # fmt: skip
 EQ_14 = Losses(attention_form="scores", logits=1.0)  # all weights 1; L_Logit is never defined: KL here
