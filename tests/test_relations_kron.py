@@ -16,7 +16,7 @@ from tinykron import relations_kroneckerbert as kb
 from tinykron import reproduce_kron as rk
 from tinykron.kron_study import Study
 from tinykron.relations import Answer, Relation, Row
-from tinykron.relations_krony import every_block
+from tinykron.relations_krony import every_block, every_second
 
 ALL = {name: list(paper.relations) for name, paper in rk.PAPERS.items()}
 COMMON = {one.id for one in relations_kron.COMMON}
@@ -108,7 +108,7 @@ def test_what_is_compared_is_of_equal_size(gpt2: Study) -> None:
     size = plan.total(whole)
     assert kn.KNGPT2.make(gpt2, 0).parameter_count() == size
     assert kn.truncated(gpt2, size).parameter_count() == pytest.approx(size, rel=0.08)
-    assert every_block(gpt2).total(whole) == pytest.approx(size, rel=0.002)
+    assert [plan(gpt2).total(whole) for plan in (every_second, every_block)] == pytest.approx([size] * 2, rel=0.002)
     for other in (kn.S2, kn.S4):
         assert other.make(gpt2, 0).parameter_count() == pytest.approx(size, rel=0.002)
     sizes = kn.r6(gpt2, 0)

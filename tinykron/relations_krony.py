@@ -5,7 +5,7 @@ Papers: Krony-PT (arXiv 2412.12351), ProcrustesGPT (2506.02818).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinykron import kron
@@ -20,16 +20,23 @@ from tinykron.reproduce import tiny_b
 FOLLOW_UPS: list[Relation] = []
 
 
-def every_block(study: Study) -> KronPlan:
-    """Return a plan that gives every block 3/4 of its parameters: as many together as half of every second block."""
-    embedding = sums(plan_of(study), 2)["embedding"]
-    blocks = {
+def halves(study: Study, blocks: Sequence[int], terms: int) -> KronPlan:
+    """Return a plan of sums with B (2, 2), where four terms are any matrix, in some blocks; and of the embedding."""
+    shapes = {
         f"blocks.{block}.{part}": study.teacher.get(f"blocks.{block}.{part}").weight.shape[::-1]
-        for block in range(len(study.teacher.blocks))
+        for block in blocks
         for part in (*ATTENTION, *MLP)
     }
-    choices = {name: Choice(dense, (dense[0] // 2, dense[1] // 2), 3) for name, dense in blocks.items()}
-    return KronPlan({"embedding": embedding} | choices)
+    choices = {name: Choice(dense, (dense[0] // 2, dense[1] // 2), terms) for name, dense in shapes.items()}
+    return KronPlan({"embedding": plan_of(study)["embedding"]} | choices)
+
+
+def every_second(study: Study) -> KronPlan:
+    return halves(study, range(1, len(study.teacher.blocks), 2), 2)
+
+
+def every_block(study: Study) -> KronPlan:
+    return halves(study, range(len(study.teacher.blocks)), 3)
 
 
 @relation(
@@ -37,16 +44,15 @@ def every_block(study: Study) -> KronPlan:
     "R11",
     "compressing every second block beats compressing all of them evenly, at equal size",
     "KnGPT2 chose the one, Krony-PT the other",
-    f"{PERPLEXITY}; sums with B 2 x 2, of two terms in half of the blocks or of three in all; parameters",
+    f"{PERPLEXITY}; sums with B 2 x 2, two terms in half of the blocks or three in all; parameters",
     throughout("every second block", "all blocks", SURE),
 )
 def r11(study: Study, seed: int) -> Values:
-    even = Student("every-block", factorised(every_block), ILKD)
-    sizes = {"every second block": sums(plan_of(study), 2).total(0), "all blocks": every_block(study).total(0)}
+    plans = {"every second block": every_second, "all blocks": every_block}
+    students = {name: Student(name.replace(" ", "-"), factorised(plan), ILKD) for name, plan in plans.items()}
     size = study.teacher.parameter_count()
-    return study.courses(seed, {"every second block": S2, "all blocks": even}) | {
-        f"parameters, {name}": float(size + change) for name, change in sizes.items()
-    }
+    sizes = {f"parameters, {name}": float(plan(study).total(size)) for name, plan in plans.items()}
+    return study.courses(seed, students) | sizes
 
 
 @relation(
