@@ -19,7 +19,7 @@ from tinykron.relations import Answer, Relation, Row
 from tinykron.relations_krony import every_block, every_second
 
 ALL = {name: list(paper.relations) for name, paper in rk.PAPERS.items()}
-COMMON = {one.id for one in relations_kron.COMMON}
+COMMON = {one.id for one in [*relations_kron.IDENTITIES, *relations_kron.TIMES]}
 
 
 def study_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
@@ -69,7 +69,7 @@ def test_every_relation_of_the_list_is_there() -> None:
 # Identities -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("relation", [one for one in relations_kron.COMMON if one.id != "R13"], ids=lambda one: one.id)
+@pytest.mark.parametrize("relation", relations_kron.IDENTITIES, ids=lambda one: one.id)
 def test_identities_hold(relation: Relation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relations_kron, "RESTARTS", 10)
     rows = tuple(Row(relation.id, seed, relation.run(None, seed), 0.0) for seed in range(3))
@@ -81,7 +81,7 @@ def test_an_identity_that_is_broken_fails(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         kron, "apply", lambda a, b, x, plan="auto": right(a, b, x) * (1.001 if plan == "a_first" else 1)
     )
-    relation = relations_kron.COMMON[0]
+    relation = relations_kron.IDENTITIES[0]
     assert relation.rule(relation.run(None, 0)) == -1
 
 
@@ -93,8 +93,8 @@ def test_counts_are_the_papers(gpt2: Study, bert: Study) -> None:
 
 def test_time_is_asked_of_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relations_kron, "REPEATS", 1)
-    values = well_formed(relations_kron.COMMON[-1], None)
-    rule = relations_kron.COMMON[-1].rule
+    [relation] = relations_kron.TIMES
+    values, rule = well_formed(relation, None), relation.rule
     assert all(values[f"FLOPs, {name}"] < 1.0 for name in relations_kron.TIMED)
     fast = {name: 0.5 for name in values}
     assert (rule(fast), rule(fast | {"time, KnGPT2 128": 1.2}), rule(fast | {"time, KnGPT2 128": 1.0})) == (1, -1, 0)

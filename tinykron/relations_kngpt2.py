@@ -35,10 +35,10 @@ from tinykron.kron_study import (
 from tinykron.losses import Losses
 from tinykron.metrics import spearman
 from tinykron.relations import Relation, Values, below, near, relation, throughout
-from tinykron.relations_kron import COMMON
+from tinykron.relations_kron import IDENTITIES
 from tinykron.students import truncate, untie
 
-RELATIONS: list[Relation] = [*COMMON]
+RELATIONS: list[Relation] = [*IDENTITIES]
 FULL = Scale("gpt2-tiny")
 QUICK = Scale("gpt2-tiny", (6, 24), held_out=4096, calibration=4096, examples=(128, 384), epochs=2, teacher_epochs=3)
 ILKD = Losses()  # KnGPT2's four terms; the paper leaves their weights open

@@ -22,7 +22,8 @@ from tinykron.kron.presets import published_flops
 from tinykron.relations import Relation, Values, below, both, relation
 from tinykron.tensor import Tensor
 
-COMMON: list[Relation] = []
+IDENTITIES: list[Relation] = []
+TIMES: list[Relation] = []
 EXACT = 1e-9  # of float64 numbers around 1
 SIZES = (2, 3, 4, 5)
 RESTARTS = 100
@@ -36,7 +37,7 @@ def _drawn(seed: int, terms: int = 1) -> tuple[np.random.Generator, np.ndarray, 
 
 
 @relation(
-    COMMON,
+    IDENTITIES,
     "K1",
     "(A x B) x is two small products, in either order, of as many FLOPs as eq. 7 says",
     "equations 6 and 7",
@@ -100,7 +101,7 @@ def _product(left: list[list[Counted]], right: list[list[Counted]]) -> list[list
 
 
 @relation(
-    COMMON,
+    IDENTITIES,
     "K2",
     "min(MN, PQ) terms are any matrix; the squared error of fewer is the tail of the squared singular values",
     "equation 1",
@@ -121,7 +122,7 @@ def k2(study: Any, seed: int) -> Values:
 
 
 @relation(
-    COMMON,
+    IDENTITIES,
     "K3",
     "with a column and a row as factors, the nearest sum is the truncated SVD",
     "section 3.2.2",
@@ -140,7 +141,7 @@ def k3(study: Any, seed: int) -> Values:
 
 
 @relation(
-    COMMON,
+    IDENTITIES,
     "K4",
     "rank (A x B) = rank A rank B",
     "section 3.2",
@@ -161,7 +162,7 @@ def k4(study: Any, seed: int) -> Values:
 
 
 @relation(
-    COMMON,
+    IDENTITIES,
     "K5",
     f"no product is nearer than the SVD's: not the best of {RESTARTS} random starts of alternating least squares",
     "equations 2 to 5",
@@ -181,7 +182,7 @@ def k5(study: Any, seed: int) -> Values:
 
 
 @relation(
-    COMMON,
+    IDENTITIES,
     "K6",
     "gradients of x, A and B are those of finite differences",
     "A^T dY B, sum of dY B X^T, sum of dY^T A X",
@@ -212,7 +213,7 @@ def _all_faster(values: Values) -> int:
 
 
 @relation(
-    COMMON,
+    TIMES,
     "R13",
     "fewer FLOPs take less time",
     "only FLOPs are published: 5.2 G and 1.4 G of 21.7 G",

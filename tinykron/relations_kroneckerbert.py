@@ -34,11 +34,11 @@ from tinykron.kron_study import (
 from tinykron.losses import Losses
 from tinykron.nn import evaluating
 from tinykron.relations import Relation, Values, agree, both, less, near, relation, throughout
-from tinykron.relations_kron import COMMON
+from tinykron.relations_kron import IDENTITIES
 from tinykron.students import truncate
 from tinykron.tensor import no_grad
 
-RELATIONS: list[Relation] = [*COMMON]
+RELATIONS: list[Relation] = [*IDENTITIES]
 FULL = Scale("bert-tiny", lr=1e-3)
 QUICK = Scale(
     "bert-tiny", (10, 40), context=64, lr=1e-3, held_out=4096, calibration=4096, examples=(128, 768), epochs=2,

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from tinykron import relations_kngpt2, relations_kroneckerbert
 from tinykron.kron_study import Scale, Study
 from tinykron.relations import Answer, Relation, as_dict, chosen, markdown, run
+from tinykron.relations_kron import TIMES
 from tinykron.relations_krony import FOLLOW_UPS
 
 
@@ -25,15 +26,21 @@ class Paper:
     losses: str  # in words
 
 
+def _ordered(*lists: Sequence[Relation]) -> list[Relation]:
+    """Return relations, and what times are asked for, as they are numbered: K1 to K7, R1 to R13, B1 to B3."""
+    every = [one for found in (*lists, TIMES) for one in found]
+    return sorted(every, key=lambda one: ("KRB".index(one.id[0]), int(one.id[1:].rstrip("b")), one.id))
+
+
 PAPERS = {
     "kngpt2": Paper(
-        [*relations_kngpt2.RELATIONS, *FOLLOW_UPS],
+        _ordered(relations_kngpt2.RELATIONS, FOLLOW_UPS),
         relations_kngpt2.FULL,
         relations_kngpt2.QUICK,
         f"KnGPT2's losses where nothing else is said: {relations_kngpt2.ILKD}",
     ),
     "kroneckerbert": Paper(
-        relations_kroneckerbert.RELATIONS,
+        _ordered(relations_kroneckerbert.RELATIONS),
         relations_kroneckerbert.FULL,
         relations_kroneckerbert.QUICK,
         f"KroneckerBERT's losses where nothing else is said: {relations_kroneckerbert.EQ_14}",
