@@ -97,7 +97,7 @@ SEQUENCE = 128
     "5.2 M, 1.4 G (table 1)",
     "counted from the shapes; within 1 %",
     agree(near("millions", "published, millions", 0.01), near("GFLOPs", "published, GFLOPs", 0.01)),
-    "KroneckerBERT-5 cannot be checked: its row of table 1 is more than the dense matrix.",
+    "KroneckerBERT-5 cannot be checked: its row of table 1 has more parameters than the dense matrices.",
 )
 def k7(study: Study, seed: int) -> Values:
     plan = kron.kroneckerbert21_plan(BERT_BASE)

@@ -74,8 +74,8 @@ def how(scale: Scale, losses: str, quick: bool) -> str:
     tokens = [f"{steps * scale.batch * scale.context:,}" for steps in scale.budgets]
     few, many = scale.examples
     short = (
-        " This is the quick run: its budgets are small and its texts short, so that the seeds differ more and more "
-        "relations stay open than in the full one."
+        " This is the quick run: its budgets are small and its texts short, so that seeds differ more, and more "
+        "relations stay open, than in the full one."
         if quick
         else ""
     )
