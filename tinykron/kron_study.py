@@ -257,8 +257,12 @@ BOTH_FITS = agree(throughout("Kronecker", "SVD", SURE), throughout("Kronecker, w
 
 
 def attention_targets(study: Study, seed: int, base: Student) -> Values:
-    """Return the courses of a student with either target at each weight, and the best of each at each budget."""
-    found: Values = {}
+    """Return the courses of a student with either target at each weight, and the best of each at each budget.
+
+    Beside them, without any attention target: where that is as good, neither target does anything.
+    """
+    without = replace(base, name=f"{base.name}-no-attention", losses=replace(base.losses, attention=0.0))
+    found = study.courses(seed, {"without": without})
     for name, form in FORMS.items():
         each: Values = {}
         for weight in WEIGHTS:

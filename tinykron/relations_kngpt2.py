@@ -199,7 +199,7 @@ def r3(study: Study, seed: int) -> Values:
     "R5",
     "KL of attention probabilities (KnGPT2) is a better target than MSE of scores (KroneckerBERT)",
     "open: neither paper compares",
-    f"{PERPLEXITY}: the best of weights 0.1, 1 and 10 of each, and each of them",
+    f"{PERPLEXITY}: the best of weights 0.1, 1 and 10 of each, and each of them; without either",
     throughout("KL", "scores", SURE),
     "The terms differ in size, so each is given the weight that serves it best.",
 )

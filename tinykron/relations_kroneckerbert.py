@@ -173,7 +173,7 @@ def r4(study: Study, seed: int) -> Values:
     "R5",
     "MSE of attention scores (KroneckerBERT) is a better target than KL of probabilities (KnGPT2)",
     "open: neither paper compares",
-    f"{PERPLEXITY}: the best of weights 0.1, 1 and 10 of each, and each of them",
+    f"{PERPLEXITY}: the best of weights 0.1, 1 and 10 of each, and each of them; without either",
     throughout("scores", "KL", SURE),
     "The terms differ in size, so each is given the weight that serves it best.",
 )
