@@ -32,7 +32,8 @@ safetensors_file tokenizer hub checkpoint data instructions accumulate features 
 exits grid sampling continuation partial speculate bitexact generate thresholds closed_book
 optim masking evaluate exit_analysis wikitext train pretrain metrics glue squad_score squad similarity
 standins tasks task_train finetune info compress measurement text_finetune front elastic report recipes students stages
-reproduce relations material sort sorted_study relations_decoding relations_elastic relations_sorted bench bench_kron
+reproduce relations material sort sorted_study relations_decoding relations_elastic relations_sorted
+kron_study relations_kron relations_kngpt2 relations_krony relations_kroneckerbert reproduce_kron bench bench_kron
 bench_exits bench_exits_report kit_device kit_pictures kit lessons lesson_page lesson_export
 cli_lessons cli_elastic cli_tasks cli_serve cli_exits cli_recipes cli __init__ __main__
 """.split()

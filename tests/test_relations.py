@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinykron import relations as rel
 from tinykron.errors import CheckpointError, TinykronError
@@ -15,6 +18,9 @@ from tinykron.errors import CheckpointError, TinykronError
 
 def made(rule: rel.Rule, run: Any = None) -> rel.Relation:
     return rel.Relation("T1", "ours is less", "0.5", "nats", run or (lambda study, seed: {}), rule)
+
+
+BUDGETS = {"a 0": 9, "b 0": 1, "a 5": 1, "b 5": 2, "a 20": 1, "b 20": 2}  # 0 is before any training
 
 
 def verdict(rule: rel.Rule, *values: rel.Values) -> str:
@@ -56,6 +62,9 @@ def test_a_verdict_needs_all_of_three_seeds(values: list[rel.Values], expected: 
             {"a 1": 1, "b 1": 2, "a 2": 4, "b 2": 3},
         ),
         (rel.both(rel.above("ours", 0.0), rel.below("ours", 1.0)), pair(0.5, 0), pair(1.5, 0)),
+        (rel.agree(rel.above("ours", 0.0), rel.below("theirs", 0.0)), pair(1, -1), pair(-1, 1)),
+        (rel.throughout("a", "b"), BUDGETS, {"a 0": 1, "b 0": 9, "a 5": 2, "b 5": 1, "a 20": 2, "b 20": 1}),
+        (rel.throughout("a", "b", -0.1), {"a 5": 1.05, "b 5": 1}, {"a 5": 1.2, "b 5": 1}),
     ],
 )
 def test_rules_tell_a_claim_from_its_contrary(rule: rel.Rule, yes: rel.Values, no: rel.Values) -> None:
@@ -64,6 +73,35 @@ def test_rules_tell_a_claim_from_its_contrary(rule: rel.Rule, yes: rel.Values, n
 
 def test_within_a_margin_nothing_is_said() -> None:
     assert rel.less("ours", "theirs", 0.1)(pair(0.95, 1)) == 0
+    assert rel.throughout("a", "b", 0.1)({"a 5": 0.95, "b 5": 1}) == 0
+
+
+@pytest.mark.parametrize("mixed", [{"a 5": 3, "b 5": 2}, {"a 20": 2, "b 20": 2}, {"a 40": 9, "b 40": 1}])
+def test_budgets_that_do_not_agree_say_nothing(mixed: rel.Values) -> None:
+    rule = rel.throughout("a", "b")
+    assert rule(BUDGETS) == 1 and rule(BUDGETS | mixed) == 0
+    assert verdict(rule, BUDGETS, BUDGETS, BUDGETS | mixed) == rel.OPEN
+
+
+@given(
+    gap=st.floats(0.1, 1.0),
+    noise=st.lists(st.floats(-1.0, 1.0), min_size=3, max_size=6),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_planted_effect_gets_its_verdict_whatever_the_order(gap: float, noise: list[float], order: Any) -> None:
+    """Noise of less than the gap does not hide it, turned around it fails, and noise across it leaves it open."""
+    rule = rel.throughout("a", "b")
+    held = [{"a 5": 10.0 + 0.4 * gap * one, "b 5": 10.0 + gap} for one in noise]
+    turned = [{"a 5": row["b 5"], "b 5": row["a 5"]} for row in held]
+    across = [*held, {"a 5": 10.0 + 2.0 * gap, "b 5": 10.0 + gap}]
+    for rows, expected in ((held, rel.HOLDS), (turned, rel.FAILS), (across, rel.OPEN)):
+        order.shuffle(rows)
+        assert verdict(rule, *rows) == expected
+
+
+def test_what_is_no_number_says_nothing_and_what_has_no_bound_is_shown() -> None:
+    assert verdict(rel.less("ours", "theirs"), *[pair(1, 2)] * 3, pair(math.nan, 2)) == rel.OPEN
+    assert rel.spread([1.0, math.inf]) == "inf" and rel.spread([math.nan, 1.0]) == "nan"
 
 
 def test_an_interrupted_run_does_not_run_a_row_twice(tmp_path: Path) -> None:

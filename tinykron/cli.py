@@ -151,12 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     cli_elastic.budget_options(generate)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
-    papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
-    again.add_argument("relation", choices=("fit", "sorted-llama"), help=papers)
+    papers = "fit: which way to make a matrix smaller loses least; the others: what the paper claims"
+    again.add_argument("relation", choices=("fit", "kngpt2", "kroneckerbert", "sorted-llama"), help=papers)
     again.add_argument("--out", metavar="DIR", help="folder of rows and report; continued (default: reproduce-...)")
-    again.add_argument("--only", metavar="S1,S3", help="sorted-llama: these relations alone")
-    again.add_argument("--model", metavar="NAME", help="of the shipped ones, this alone (default: all three)")
-    again.add_argument("--quick", action="store_true", help="one model and one size, with wider spread")
+    again.add_argument("--only", metavar="R5,R6", help="of a paper: these relations alone")
+    again.add_argument("--model", metavar="NAME", help="fit: of the shipped ones, this alone (default: all three)")
+    again.add_argument("--quick", action="store_true", help="less of everything, with wider spread")
 
     bench = verb("bench", _bench, "measure speed, beside PyTorch where that is installed")
     subjects = "engine: GPT-2 forward, decoding and a training step; decode: loading a model, and writing with it; "
@@ -268,17 +268,20 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from tinykron import relations, relations_sorted, reproduce
+    from tinykron import relations, relations_sorted, reproduce, reproduce_kron
 
     out = options.out or f"reproduce-{options.relation}"
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if options.relation == "sorted-llama":
+    if options.relation != "fit":
         if options.model:
-            raise TinykronError("--model: sorted-llama runs on the shipped gpt2-tiny")
-        answers = relations_sorted.reproduce(out, options.quick, options.only, say=say)
+            raise TinykronError(f"--model: {options.relation} runs on one shipped model")
+        if options.relation == "sorted-llama":
+            answers = relations_sorted.reproduce(out, options.quick, options.only, say=say)
+        else:
+            answers = reproduce_kron.reproduce(options.relation, out, options.quick, options.only, say=say)
         report = (Path(out) / "report.md").read_text(encoding="utf-8")
         print(json.dumps(relations.as_dict(answers)) if options.json else report)
         return 0

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite, isnan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -56,8 +57,8 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """What the seeds say together; open with fewer than three."""
-        votes = {self.relation.rule(row.values) for row in self.rows}
+        """What the seeds say together; open with fewer than three, or where a value is no number."""
+        votes = {0 if any(map(isnan, row.values.values())) else self.relation.rule(row.values) for row in self.rows}
         if len(self.rows) < 3 or len(votes) > 1 or votes == {0}:
             return OPEN
         return HOLDS if votes == {1} else FAILS
@@ -96,6 +97,30 @@ def each_less(first: str, second: str, skip: int = 0) -> Rule:
     def rule(values: Values) -> int:
         numbers = _numbers(values, first)[skip:]
         return 1 if all(values[f"{first} {n}"] < values[f"{second} {n}"] for n in numbers) else -1
+
+    return rule
+
+
+def agree(*rules: Rule) -> Rule:
+    """Claim several things that stand or fall together: their vote where all vote alike, else neither."""
+
+    def rule(values: Values) -> int:
+        votes = {one(values) for one in rules}
+        return votes.pop() if len(votes) == 1 else 0
+
+    return rule
+
+
+def throughout(first: str, second: str, margin: float = 0.0) -> Rule:
+    """Claim that "first n" is below "second n" for every n above 0; the contrary is that it is above for all of them.
+
+    Those are budgets, and 0 is before any training. Within a share `margin` of the second it says neither; below 0, it
+    is what the first may be above the second.
+    """
+
+    def rule(values: Values) -> int:
+        budgets = [n for n in _numbers(values, first) if n]
+        return agree(*(less(f"{first} {n}", f"{second} {n}", margin) for n in budgets))(values)
 
     return rule
 
@@ -217,7 +242,9 @@ def chosen(relations: Iterable[Relation], only: str | None) -> list[Relation]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation, to three or four digits."""
+    """Return mean ± standard deviation, to three or four digits; of what is not finite, the mean alone."""
+    if not all(map(isfinite, values)):
+        return f"{mean(values):g}"
     return f"{mean(values):.4g} ± {stdev(values) if len(values) > 1 else 0.0:.2g}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,10 +38,9 @@ def fitting(losses: Losses, model: Any) -> tuple[Losses, list[str]]:
     return replace(losses, **nothing), left_out
 
 
-def truncate(teacher: Any) -> Any:
-    """Return a student of every second block, all else copied: how DistilGPT2 starts. Sanh et al. 2019."""
-    depth = len(teacher.blocks)
-    kept = range(0, depth, 2)
+def truncate(teacher: Any, kept: Sequence[int] = ()) -> Any:
+    """Return a student of some blocks, all else copied; by default every second, as DistilGPT2. Sanh et al. 2019."""
+    kept = list(kept) or list(range(0, len(teacher.blocks), 2))
     key = next(name for name in ("n_layer", "num_hidden_layers") if hasattr(teacher.config, name))
     student = type(teacher)(replace(teacher.config, **{key: len(kept)}), Unset())
     state = {}
