@@ -97,6 +97,16 @@ def test_recipes_are_listed_and_shown(capsys):
     assert code == 2 and "expected a recipe: better, kngpt2" in err
 
 
+def test_a_recipe_that_trains_exits_is_run_as_sort_runs_it(capsys, places, tmp_path):
+    _, _, teacher = places
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('exits = [1, 2]\nkind = "text"\nsteps = 2\nbatch = 2\ncontext = 16\n')
+    code, out, _ = call(capsys, "run", recipe, "--model", teacher, "--out", tmp_path / "sorted", "--json")
+    assert code == 0 and set(json.loads(out)["losses"]) == {"before", "sorted"}
+    code, _, err = call(capsys, "run", recipe, "--model", teacher, "--set", "steps=3")
+    assert code == 2 and "--set" in err and "trains exits" in err
+
+
 def test_train_makes_a_folder_that_generate_reads(capsys, places, tmp_path):
     _, text, _ = places
     config = tmp_path / "micro.toml"

@@ -10,15 +10,21 @@ from tinykron import recipes
 from tinykron.errors import TinykronError
 from tinykron.losses import Losses
 from tinykron.recipes import Factorise, Finetune, Pretrain, Recipe
+from tinykron.sort import Sorting
 
 LEAST = {"model": "gpt2-tiny", "factorise": {"preset": "kngpt2"}}
 
 
 def test_the_shipped_recipes_are_read_and_say_what_they_are():
-    assert recipes.names() == ["better", "kngpt2", "kroneckerbert21", "kroneckerbert8"]
+    of_exits = ["sorted-llama", "sorted-llama-13b"]
+    assert recipes.names() == ["better", "kngpt2", "kroneckerbert21", "kroneckerbert8", *of_exits]
     for name in recipes.names():
-        recipe = recipes.read(name)
-        assert recipe.name == name and recipe.pretrain is not None
+        assert recipes.trains_exits(name) == (name in of_exits)
+        if name in of_exits:
+            assert Sorting.read(name).method == "sorted"
+        else:
+            recipe = recipes.read(name)
+            assert recipe.name == name and recipe.pretrain is not None
         assert len(recipes.title(name)) > 20 and not recipes.title(name).startswith("#")
 
 
@@ -118,4 +124,5 @@ def test_another_task_takes_the_place_of_the_recipes():
 
 def test_the_files_are_toml_with_no_key_twice():
     for name in recipes.names():
-        assert set(tomllib.loads(recipes.text(name))) >= {"model", "factorise", "pretrain"}
+        keys = set(tomllib.loads(recipes.text(name)))
+        assert keys >= ({"exits", "method"} if recipes.trains_exits(name) else {"model", "factorise", "pretrain"})

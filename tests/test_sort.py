@@ -241,9 +241,9 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--exits", "2,2"], "found (2, 2)"),
         (["--exits", "0"], "found (0,)"),
         ([], "expected --exits"),
-        (["--config", "{base}/none.toml"], "none.toml: expected settings in TOML, or one of sorted-llama"),
-        (["--config", "{base}/text.txt"], "text.txt: expected settings in TOML"),
-        (["--config", "sorted-llama"], "exits: expected rising numbers of blocks in 1..4, found (12, 16, "),
+        (["--config", "{base}/none.toml"], "none.toml: expected settings in TOML"),
+        (["--config", "{base}/text.txt"], "or a .toml file"),
+        (["--config", "sorted-llama-13b"], "exits: expected rising numbers of blocks in 1..4, found (12, 16, "),
         (["--exits", "2", "--distil", "1.5"], "distil: found 1.5"),
         (["--exits", "2", "--distil", "0.5", "--method", "plain"], "distil: is for the method sorted, found plain"),
         (["--exits", "2", "--distil", "0.5", "--loss", "sampled"], "distil: an exit that is drawn alone"),
@@ -293,14 +293,14 @@ def test_settings_are_read_from_a_file_and_the_command_line_goes_first(base: Pat
 
 
 def test_the_recipe_is_the_papers() -> None:
-    found = Sorting.read("sorted-llama")
+    found = Sorting.read("sorted-llama-13b")
     assert found.exits == tuple(range(12, 41, 4)) and (found.method, found.loss, found.distil) == (
         "sorted",
         "mean",
         0.0,
     )
     assert found.batch * found.accumulate == 32 and found.steps == 2 * 52_002 // 32
-    assert Sorting.read("sorted-llama", exits=(2,), steps=5).training.accumulate == 8
+    assert Sorting.read("sorted-llama-13b", exits=(2,), steps=5).training.accumulate == 8
 
 
 @pytest.mark.parametrize(

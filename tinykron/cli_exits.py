@@ -22,7 +22,7 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
     """Add what `sort` takes beside a model."""
     sub.add_argument("--exits", metavar="2,4,6", help="numbers of blocks to leave after; all blocks are always one")
     sub.add_argument("--out", metavar="DIR", help="folder to make (--calibrate alone needs none)")
-    sub.add_argument("--config", metavar="FILE", help="settings in TOML, or sorted-llama: the paper's")
+    sub.add_argument("--config", metavar="FILE", help="settings in TOML, or sorted-llama-13b: the paper's")
     sub.add_argument("--method", choices=METHODS, help="sorted, or a baseline (default sorted)")
     sub.add_argument("--loss", choices=LOSSES, help="of sorted: how exits are weighted (default mean)")
     sub.add_argument("--distil", type=float, metavar="SHARE", help="of an inner exit's loss: KL from the last exit")
@@ -61,9 +61,23 @@ def _sort(options: argparse.Namespace, folder: Path) -> int:
         raise TinykronError("sort: expected --exits, such as 2,4,6, or --config")
     settings = sort.Sorting.read(options.config, **given) if options.config else sort.Sorting(**given)
     beside = options.beside.split(",") if options.beside else []
-    found = sort.sort(folder, options.out, settings, options.data, beside)
+    return _run(settings, folder, options.out, options.data, beside, options.json)
+
+
+def sort_by(recipe: str, folder: Path, out: str, source: str | None, seed: int | None, as_json: bool) -> int:
+    """Run a recipe that trains exits."""
+    from tinykron import sort
+
+    given = {} if seed is None else {"seed": seed}
+    return _run(sort.Sorting.read(recipe, **given), folder, out, source, [], as_json)
+
+
+def _run(settings: Any, folder: Path, out: str, source: str | None, beside: list[str], as_json: bool) -> int:
+    from tinykron import sort
+
+    found = sort.sort(folder, out, settings, source, beside)
     if found is None:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
-    print(json.dumps(found.as_dict(), indent=2) if options.json else sort.render(found))
+    print(json.dumps(found.as_dict(), indent=2) if as_json else sort.render(found))
     return 0

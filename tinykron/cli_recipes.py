@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     if options.show:
         print(recipes.text(options.recipe), end="")
         return 0
+    if recipes.trains_exits(options.recipe):
+        return _sort(options)
     changes = [*options.set, *([f"seed={options.seed}"] if options.seed is not None else [])]
     recipe = recipes.read(options.recipe, changes)
     if options.task:
@@ -46,6 +48,20 @@ def run(options: argparse.Namespace) -> int:
     print(report.as_json(found) if options.json else report.render(found))
     print(f"report and models: {out}", file=sys.stderr)
     return 0
+
+
+def _sort(options: argparse.Namespace) -> int:
+    """Run a recipe that trains exits, as `sort --config` does."""
+    from tinykron import cli_exits, data, hub
+
+    refused = [name for name in ("task", "task_data", "pairs", "set") if getattr(options, name)]
+    if refused:
+        raise TinykronError(
+            f"--{refused[0].replace('_', '-')}: {options.recipe} trains exits; `tinykron sort` has more"
+        )
+    folder = hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+    out = options.out or str(_free(Path(Path(options.recipe).stem)))
+    return cli_exits.sort_by(options.recipe, folder, out, options.data, options.seed, options.json)
 
 
 def _free(folder: Path) -> Path:

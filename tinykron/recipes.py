@@ -127,6 +127,14 @@ def text(name: str | Path) -> str:
         raise TinykronError(f"{path}: cannot read the recipe: {error}") from error
 
 
+def trains_exits(name: str | Path) -> bool:
+    """Whether a recipe is one of `tinykron sort`: it names exits."""
+    try:
+        return "exits" in tomllib.loads(text(name))
+    except tomllib.TOMLDecodeError:
+        return False  # `read` says what is wrong
+
+
 def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Return a recipe, shipped or of one's own.
 

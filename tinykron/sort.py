@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinykron import checkpoint, data, exit_analysis, kron
+from tinykron import checkpoint, data, exit_analysis, kron, recipes
 from tinykron.closed_book import exact_matches
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import bounded_exp
@@ -37,7 +37,6 @@ LOSSES = {
     "depth": "weights that grow with depth: LayerSkip (arXiv 2404.16710)",
     "rotational": "the same, and in each step one inner exit beside the last: LayerSkip's curriculum",
 }
-RECIPES = ("sorted-llama",)
 NAMES = {tuple: "a list of numbers of blocks", str: "a text", int: "a whole number", float: "a number"}
 
 
@@ -76,16 +75,16 @@ class Sorting:
 
     @classmethod
     def read(cls, source: str | Path, **others: Any) -> Sorting:
-        """Return settings from a TOML file, or of a recipe that ships with tinykron: "sorted-llama".
+        """Return settings from a TOML file, or of a recipe that ships with tinykron, such as "sorted-llama".
 
         others  take the place of what the file says
         Raises TinykronError naming the file and the key.
         """
-        path = Path(__file__).with_name(f"{source}.toml") if str(source) in RECIPES else Path(source)
+        path = recipes.find(source)
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise TinykronError(f"{path}: expected settings in TOML, or one of {', '.join(RECIPES)}: {error}") from None
+            raise TinykronError(f"{path}: expected settings in TOML: {error}") from None
         kinds = {one.name: type(one.default) for one in fields(cls) if one.name != "exits"}
         for key, value in content.items():
             kind = tuple if key == "exits" else kinds.get(key)
