@@ -352,8 +352,8 @@ def test_the_sweeps_end_where_they_gain_little() -> None:
     assert fit.SWEEPS < 50
 
 
-@pytest.mark.parametrize(("work", "wanted"), [(1 << 40, 7), (2 * (12 * 3) ** 2 * 4, 4), (1, 1)])
-def test_large_sums_get_fewer_sweeps_and_one_at_least(monkeypatch, work, wanted):
+@pytest.mark.parametrize(("work", "wanted"), [(1 << 40, [7]), (2 * (12 * 3) ** 2 * 4, [4]), (1, [])])
+def test_large_sums_get_fewer_sweeps(monkeypatch, work, wanted):
     generator = np.random.default_rng(0)
     w, covariance = generator.standard_normal((8, 12)), second_moment(generator, 12)
     seen = []
@@ -365,4 +365,4 @@ def test_large_sums_get_fewer_sweeps_and_one_at_least(monkeypatch, work, wanted)
     monkeypatch.setattr(fit, "WORK", work)
     monkeypatch.setattr(fit, "alternate", counting)
     kron.nearest(w, (4, 3), terms=3, covariance=covariance, sweeps=7)
-    assert seen == [wanted]
+    assert seen == wanted

@@ -22,7 +22,7 @@ from tinykron.kron.svd import SLAB_ELEMENTS, signs, truncated
 
 RIDGE = 1e-6  # of a metric's mean diagonal: directions that no calibration text excited still count a little
 SWEEPS = 10  # at most: the first bring almost all
-WORK = 1 << 37  # multiplications of all sweeps of one fit, at most, where that leaves one: some seconds
+WORK = 1 << 37  # multiplications of all sweeps of one fit, at most: some seconds
 TOLERANCE = 1e-5  # of the cost of the matrix: a sweep that gains less is the last
 
 
@@ -46,7 +46,7 @@ def nearest(
     output      G, the same for the outputs (M*P); a vector weighs the rows of a table by how often each occurs
     ridge       added to the diagonal of C and G, as a share of its mean; with 0, a singular one leaves directions free
     sweeps      of alternating least squares, at most, where there is no closed form; 0 keeps the starting point. Large
-                sums get fewer, one at least: a sweep takes 2 (N*Q)^2 terms^2 multiplications, and all of them `WORK`
+                sums get fewer: a sweep takes 2 (N*Q)^2 terms^2 multiplications, and all of them take no more than `WORK`
     tolerance   a sweep that gains less than this share of the cost of w is the last
     certify     also return bounds on the error of the best such sum
     Returns a KronSum in w's dtype whose terms are sorted, with ||A|| = ||B|| and the first large entry of B positive.
@@ -153,8 +153,9 @@ class Search:
         if self.sweeps and whole:
             plain = truncated(w, a_shape, terms, by_gram=True)
             start = min((start, plain), key=lambda fit: metrics.cost(w - fit.dense(), full, None))
-            sweeps = min(self.sweeps, max(1, WORK // (2 * (w.shape[1] * terms) ** 2)))
-            start = _in_order(*alternate(w, full, start.a, start.b, sweeps, self.tolerance)[:2], first, second)
+            sweeps = min(self.sweeps, WORK // (2 * (w.shape[1] * terms) ** 2))
+            if sweeps:
+                start = _in_order(*alternate(w, full, start.a, start.b, sweeps, self.tolerance)[:2], first, second)
         bounds = None
         if self.certify:
             low, high = loewner(full, inputs, first, second)
