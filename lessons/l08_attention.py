@@ -70,7 +70,7 @@ def see_1(angle):
     return
 
 
-@app.function(hide_code=True)
+@app.function
 def softmax(x):
     """The softmax of each row: the library's, which lesson 6 built."""
     return tk.fused.softmax(x).data
@@ -356,14 +356,6 @@ def check_2(result_1):
     )
     result_2
     return (result_2,)
-
-
-@app.cell(hide_code=True)
-def _():
-    def _cut_after(seen):
-        return lambda x: xp.where(seen(x, x.shape[1] - x.shape[0]), softmax(x), 0.0).astype(x.dtype)
-
-    return
 
 
 @app.cell(hide_code=True)
