@@ -26,7 +26,7 @@ def title():
 
     **You build** the block that a transformer repeats, and a search for a matrix that was loaded the wrong way round.
 
-    **You see** a guess ripen from block to block, and one transposed matrix spoil it without an error.
+    **You see** a guess ripen from block to block, and one transposed matrix change all that follows, without an error.
 
     **You need** lesson 8: attention.
     """)
@@ -36,7 +36,7 @@ def title():
 @app.cell(hide_code=True)
 def models():
     gpt2, llama, bert = (tk.load(weights_folder(name)) for name in ("gpt2-tiny", "llama-tiny", "bert-tiny"))
-    text = gpt2.tokenizer.encode("Return a copy of the string with all the characters in the").ids
+    text = gpt2.tokenizer.encode("If the optional argument is not given, the default value").ids
     return bert, gpt2, llama, text
 
 
@@ -50,7 +50,7 @@ def step_1():
     every word of the vocabulary.
 
     Nothing forbids to compare it earlier. Drag the depth: this little GPT-2 has read Python's documentation, and is
-    asked how "Return a copy of the string with all the characters in the" goes on.
+    asked how "If the optional argument is not given, the default value" goes on. (A `_` is a space, `⏎` a new line.)
     """)
     return
 
@@ -66,17 +66,25 @@ def slide_1(gpt2):
 def see_1(depth, gpt2, text):
     with tk.no_grad():
         _out = gpt2([text], exits=range(1, len(gpt2.blocks) + 1))
-    _sizes = [float((_x.data[0, -1] ** 2).sum()) ** 0.5 for _x in _out.hidden[:-1]]
+    _shares = [tk.fused.softmax(_logits[0, -1]).numpy() for _logits in _out.exits.values()]
+    _last = int(_shares[-1].argmax())
     kit.row(
         best_words(gpt2, _out.exits[depth.value].numpy()[0, -1], f"the next word, read after block {depth.value}"),
         kit.lines(
-            {"length of the vector x": _sizes},
-            "what the blocks add to",
+            {f'share of "{shown(gpt2, _last)}"': [_share[_last] for _share in _shares]},
+            "the last block's word, at every depth",
+            x=list(_out.exits),
             x_label="blocks",
-            mark=min(depth.value, len(_sizes) - 1),
+            mark=depth.value,
         ),
     )
     return
+
+
+@app.function(hide_code=True)
+def shown(model, token):
+    """Return a token with its spaces and new lines made visible."""
+    return model.tokenizer.id_to_token(token).replace("Ġ", "_").replace("Ċ", "⏎")
 
 
 @app.function(hide_code=True)
@@ -85,8 +93,7 @@ def best_words(model, logits_V, title):
     shares = np.exp(logits_V - logits_V.max())
     shares /= shares.sum()
     best = np.argsort(-shares)[:5].tolist()
-    words = [model.tokenizer.id_to_token(token).replace("Ġ", "").replace("Ċ", "(new line)") for token in best]
-    return kit.bars(dict(zip(words, shares[best], strict=True)), title)
+    return kit.bars({shown(model, token): shares[token] for token in best}, title)
 
 
 @app.cell(hide_code=True)
@@ -269,7 +276,7 @@ def step_4(result_1):
 def predict_4(result_1):
     kit.gate(result_1, "")
     options_4 = {
-        "it loads without a word, and the model is worse": "all shapes fit. Only the numbers that come out tell.",
+        "it loads without a word, and computes something else": "all shapes fit. Only the numbers that come out tell.",
         "loading fails: the shapes do not fit": "they do: the transpose of a square matrix has the same shape.",
         "nothing: it is square": "rows and columns have changed places. Only a symmetric matrix does not mind.",
     }
@@ -304,7 +311,7 @@ def square_matrices(model):
 @app.cell(hide_code=True)
 def slide_4(step_4_done):
     step_4_done
-    turned = mo.ui.slider(0, 31, value=14, label="which of GPT-2's square matrices is transposed", show_value=True)
+    turned = mo.ui.slider(0, 31, value=2, label="which of GPT-2's square matrices is transposed", show_value=True)
     turned
     return (turned,)
 
@@ -312,11 +319,9 @@ def slide_4(step_4_done):
 @app.cell(hide_code=True)
 def see_4(gpt2, text, turned):
     _name = square_matrices(gpt2)[turned.value]
-    _off, _losses = [], {}
     with tk.no_grad():
         _right, _wrong = gpt2([text]), with_transposed(gpt2, _name)([text])
-        for _label, _out in (("as it should be", _right), ("one transposed", _wrong)):
-            _losses[_label] = tk.fused.cross_entropy(_out.logits[0, :-1], np.array(text[1:])).item()
+    _off = []
     for _good, _bad in zip(_right.hidden, _wrong.hidden, strict=True):
         _off.append(float(((_bad.data - _good.data) ** 2).sum() / (_good.data**2).sum()) ** 0.5)
     kit.row(
@@ -326,7 +331,8 @@ def see_4(gpt2, text, turned):
             x_label="blocks that x went through",
             mark=int(_name.split(".")[1]),
         ),
-        kit.bars(_losses, "loss for each word of the text"),
+        best_words(gpt2, _right.logits.numpy()[0, -1], "the next word, as it should be"),
+        best_words(gpt2, _wrong.logits.numpy()[0, -1], "the next word, with one transposed"),
     )
     return
 

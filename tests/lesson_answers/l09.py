@@ -51,7 +51,7 @@ ANSWERS = Answers(
         "which_tensor": (0, 11),
         "guess_4": ("nothing: it is square",),
         "turned": (0, 31),
-        "read": (1, 12),
+        "read": (1, 11),
     },
-    pictures=8,
+    pictures=9,
 )
