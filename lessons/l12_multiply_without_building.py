@@ -22,8 +22,7 @@ def title():
     mo.md(r"""
     # 12 · Multiply without building it
 
-    **You build** the product of many vectors with $A\otimes B$, out of two small products, and the rule that says which
-    of the two comes first.
+    **You build** the product with $A\otimes B$ out of two small ones, and the rule that says which comes first.
 
     **You see** one large row fall apart into a row of $A$ and a row of $B$, and what that saves.
 
@@ -62,21 +61,18 @@ def see_1(entry):
     _m, _p = divmod(entry.value, 3)
     _full = xp.kron(_a, _b)
     _y = (_full @ _x.reshape(-1)).reshape(2, 3)
-    mo.vstack(
-        [
-            kit.row(
-                kit.table(_full, "A ⊗ B", top=3.0, lit=(entry.value, slice(None))),
-                kit.table(_x.reshape(-1, 1), "x", top=3.0),
-                kit.table(_y.reshape(-1, 1), "y = (A ⊗ B) x", top=3.0, lit=(entry.value, 0)),
-            ),
-            kit.row(
-                kit.table(_a, "A", top=3.0, lit=(_m, slice(None))),
-                kit.table(_x, "X", top=3.0),
-                kit.table(_b, "B", top=3.0, lit=(_p, slice(None))),
-                kit.table(_a @ _x @ _b.T, "Y = A X Bᵀ: the same numbers", top=3.0, lit=(_m, _p)),
-            ),
-        ]
+    _large = kit.row(
+        kit.table(_full, "A ⊗ B", top=3.0, lit=(entry.value, slice(None))),
+        kit.table(_x.reshape(-1, 1), "x", top=3.0),
+        kit.table(_y.reshape(-1, 1), "y = (A ⊗ B) x", top=3.0, lit=(entry.value, 0)),
     )
+    _small = kit.row(
+        kit.table(_a, "A", top=3.0, lit=(_m, slice(None))),
+        kit.table(_x, "X", top=3.0),
+        kit.table(_b, "B", top=3.0, lit=(_p, slice(None))),
+        kit.table(_a @ _x @ _b.T, "Y = A X Bᵀ: the same numbers", top=3.0, lit=(_m, _p)),
+    )
+    mo.vstack([_large, _small])
     return
 
 
@@ -85,36 +81,14 @@ def step_2():
     mo.md(r"""
     ## 2. What is never built costs nothing
 
-    A layer keeps $A$ and $B$. If it builds $A\otimes B$ to use it, the saving is gone for as long as the call lasts.
+    A layer keeps $A$ and $B$. If it builds $A\otimes B$ to use it, the saving is gone while the call lasts.
+    The curves are drawn on a logarithmic scale.
     """)
     return
 
 
 @app.cell(hide_code=True)
-def predict_2():
-    options_2 = {
-        "2048 times as much": "The pair holds 2 times 64 times 64 numbers, the product 64 times 64 times that square "
-        "again: half of 4096 times as many.",
-        "64 times as much": "that is how often one side grows. Rows and columns both grow.",
-        "twice as much": "the pair already holds two matrices; the product holds one number for each pair of numbers.",
-    }
-    guess_2 = kit.predict(
-        "A and B are both 64 by 64. How much memory does A ⊗ B take, compared with the pair?", options_2
-    )
-    guess_2
-    return guess_2, options_2
-
-
-@app.cell(hide_code=True)
-def reveal_2(guess_2, options_2):
-    step_2_done = kit.reveal(guess_2, options_2)
-    step_2_done
-    return (step_2_done,)
-
-
-@app.cell(hide_code=True)
-def slide_2(step_2_done):
-    step_2_done
+def slide_2():
     side = mo.ui.slider(1, 64, value=48, label="rows and columns of A and of B", show_value=True)
     side
     return (side,)
@@ -123,35 +97,21 @@ def slide_2(step_2_done):
 @app.cell(hide_code=True)
 def see_2(side):
     _sides = list(range(1, 65))
-    _megabytes = {
-        "A ⊗ B": [4 * _s**4 / 2**20 for _s in _sides],
-        "A and B": [8 * _s**2 / 2**20 for _s in _sides],
-    }
-    kit.row(
-        kit.lines(
-            _megabytes,
-            "megabytes in float32, on a logarithmic scale",
-            x=_sides,
-            x_label="rows and columns of each factor",
-            log_y=True,
-            mark=side.value,
-        ),
-        kit.bars({_name: _curve[side.value - 1] for _name, _curve in _megabytes.items()}, "megabytes at the mark"),
-    )
+    _megabytes = {"A ⊗ B": [_s**4 / 2**18 for _s in _sides], "A and B": [_s**2 / 2**17 for _s in _sides]}  # float32
+    _title = f"at the mark {_megabytes['A ⊗ B'][side.value - 1]:.3g} MB beside {side.value**2 / 2**17:.2g} MB"
+    kit.lines(_megabytes, _title, x=_sides, x_label="rows and columns of each", log_y=True, mark=side.value)
     return
 
 
 @app.cell(hide_code=True)
-def ask_1(step_2_done):
-    step_2_done
+def ask_1():
     mo.md(r"""
     ### Exercise 1: many vectors at once
 
     A layer gets $T$ vectors, as the rows of `x`. Each becomes a matrix, multiplied on both sides: `@` takes a stack
     of matrices and one matrix, in either order, and leaves the stack in front.
 
-    The last case is large. There the check watches the memory that your call takes, and the large matrix breaks the
-    ceiling.
+    The last case is large: there the check sets a ceiling to the memory of your call.
     """)
     return
 
@@ -164,8 +124,7 @@ def kron_multiply(a, b, x):
 
 
 @app.cell(hide_code=True)
-def check_1(step_2_done):
-    step_2_done
+def check_1():
     _ceiling = 2.0  # megabytes; of the CPU's memory: what lies on a GPU is not seen
 
     def _by_loops(_a, _b, _x):
@@ -179,30 +138,18 @@ def check_1(step_2_done):
         """Let the large case be computed once more, under the ceiling."""
         if len(_a) < 48:
             return _answer
-        _running = tracemalloc.is_tracing()
-        if not _running:
-            tracemalloc.start()
-        tracemalloc.reset_peak()
-        _before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.start()
         kron_multiply(_a, _b, _x)
-        _peak = (tracemalloc.get_traced_memory()[1] - _before) / 2**20
-        if not _running:
-            tracemalloc.stop()
+        _peak = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
         if _peak > _ceiling:
-            raise MemoryError(
-                f"your call took {_peak:.0f} MB, the ceiling is {_ceiling:.0f} MB. Was the large matrix built?"
-            )
+            raise MemoryError(f"your call took {_peak:.0f} MB of {_ceiling:.0f} MB. Was the large matrix built?")
         return _answer
 
     _draws = np.random.default_rng(0)
     _cases = []
-    for _rows, _first, _second in [
-        (4, (2, 3), (4, 5)),
-        (3, (3, 3), (2, 2)),
-        (1, (1, 4), (3, 1)),
-        (5, (4, 1), (1, 6)),
-        (8, (48, 48), (48, 48)),
-    ]:
+    _small = [(4, (2, 3), (4, 5)), (3, (3, 3), (2, 2)), (1, (1, 4), (3, 1)), (5, (4, 1), (1, 6))]
+    for _rows, _first, _second in [*_small, (8, (48, 48), (48, 48))]:
         _a, _b, _x = (
             _draws.normal(size=_s).astype(np.float32) for _s in (_first, _second, (_rows, _first[1] * _second[1]))
         )
@@ -210,31 +157,21 @@ def check_1(step_2_done):
         _given = tuple(xp.asarray(_array) for _array in (_a, _b, _x))
         _cases.append((f"{_rows} vectors, A {_first}, B {_second}", _given, xp.asarray(_wanted)))
 
-    def _stack(_x, _n):
-        return _x.reshape(len(_x), _n, -1)
+    def _y(a, x, b):
+        return (a @ x.reshape(len(x), a.shape[1], -1) @ b).reshape(len(x), -1)
 
     result_1 = kit.check(
         "kron_multiply",
         kron_multiply,
         _cases,
         mistakes=[
-            (
-                "These vectors are read column by column: X has N rows, of Q numbers each.",
-                lambda a, b, x: (a @ _stack(x, b.shape[1]).swapaxes(1, 2) @ b.T).reshape(len(x), -1),
-            ),
+            ("X is read by columns.", lambda a, b, x: _y(a, x.reshape(len(x), len(b.T), -1).swapaxes(1, 2), b.T)),
             ("That is B ⊗ A.", lambda a, b, x: x @ xp.kron(b, a).T),
             (
-                "Every Y is turned: row by row it should have M rows.",
-                lambda a, b, x: (a @ _stack(x, a.shape[1]) @ b.T).swapaxes(1, 2).reshape(len(x), -1),
+                "Every Y is turned.",
+                lambda a, b, x: (b @ x.reshape(len(x), len(a.T), -1).swapaxes(1, 2) @ a.T).reshape(len(x), -1),
             ),
-            (
-                "B is not transposed.",
-                lambda a, b, x: (a @ _stack(x, a.shape[1]) @ b).reshape(len(x), -1),
-            ),
-            (
-                "Only B is applied.",
-                lambda a, b, x: (_stack(x, a.shape[1]) @ b.T).reshape(len(x), -1),
-            ),
+            ("B is not transposed.", lambda a, b, x: _y(a, x, b)),
         ],
         judge=_judge,
     )
@@ -246,10 +183,7 @@ def check_1(step_2_done):
 def help_1(result_1):
     help_for_1 = kit.help(
         result_1,
-        hint="""
-        `x.reshape(T, N, Q)` is the stack of all X. What must be at the left of each X, and what at its right? And which
-        two axes become one again in the end?
-        """,
+        hint="`x.reshape(T, N, Q)` is the stack of all X. What must be at the left of each X, and what at its right?",
         solution="""
         def kron_multiply(a, b, x):
             x_TNQ = x.reshape(len(x), a.shape[1], b.shape[1])
@@ -270,8 +204,7 @@ def step_3(result_1):
     $A\,(X B^\top)$ and $(A X)\,B^\top$ are the same matrix. The work is not the same: what lies between the two
     products is $(N, P)$ in the one order, $(M, Q)$ in the other.
 
-    The first layer of a feed-forward part makes its input four times as wide. KroneckerBERT takes $A$ of shape
-    $(8, 2)$ and $B$ of shape $(384, 384)$ there.
+    KroneckerBERT takes $A$ of shape $(8, 2)$ and $B$ of shape $(384, 384)$ in its feed-forward layers.
     """)
     return
 
@@ -279,8 +212,7 @@ def step_3(result_1):
 @app.cell(hide_code=True)
 def predict_3():
     options_3 = {
-        "B first": "X has N = 2 rows. After A it would have M = 8, and B, the large one, four times as many rows to "
-        "work on.",
+        "B first": "X has N = 2 rows. After A it would have M = 8, four times as many for the large B to work on.",
         "A first": "A is small, so it looks cheap to begin with. But it turns 2 rows into 8, and B then works on 8.",
         "no difference": "the result is the same. The work is not: A changes how many rows B sees.",
     }
@@ -307,16 +239,14 @@ def slide_3(step_3_done):
 @app.cell(hide_code=True)
 def see_3(power):
     _rows, _columns, _n = 1024, 256, 8
-    _costs = [
-        CostModel().costs((1, 2**_k, _n), (1, _rows // 2**_k, _columns // _n), rows=1)  # multiplications
-        for _k in range(11)
-    ]
-    _here = _costs[power.value]
-    _m, _p, _q = 2**power.value, _rows // 2**power.value, _columns // _n
-    _names = {"a_first": "A first", "b_first": "B first", "dense": "large matrix"}
+    _shapes = [((1, 2**_k, _n), (1, _rows // 2**_k, _columns // _n)) for _k in range(11)]
+    _costs = [CostModel().costs(_a, _b, rows=1) for _a, _b in _shapes]  # multiplications
+    _names = {"A first": "a_first", "B first": "b_first", "large matrix": "dense"}
+    _curves = {_text: [_cost[_key] for _cost in _costs] for _text, _key in _names.items()}
+    (_, _m, _), (_, _p, _q) = _shapes[power.value]
     kit.row(
         kit.lines(
-            {_text: [_cost[_key] for _cost in _costs] for _key, _text in _names.items()},
+            _curves,
             f"multiplications, for a matrix of {_rows} by {_columns}",
             x=[2.0**_k for _k in range(11)],
             x_label=f"rows of A (it has {_n} columns)",
@@ -324,9 +254,7 @@ def see_3(power):
             log_y=True,
             mark=2.0**power.value,
         ),
-        kit.bars(
-            {_text: _here[_key] for _key, _text in _names.items()}, f"at the mark: A {_m} by {_n}, B {_p} by {_q}"
-        ),
+        kit.bars({_text: _curve[power.value] for _text, _curve in _curves.items()}, f"A {_m} by {_n}, B {_p} by {_q}"),
     )
     return
 
@@ -337,8 +265,7 @@ def ask_2(step_3_done):
     mo.md(r"""
     ### Exercise 2: count
 
-    Each order is two products. The first has as many numbers as lie between them, each a sum; the second makes the
-    $MP$ numbers of $Y$. The check counts them one by one, with numbers that note when they are multiplied.
+    The check counts them one by one, with numbers that note when they are multiplied.
     """)
     return
 
@@ -355,8 +282,6 @@ def check_2(step_3_done):
     step_3_done
 
     class _Noted:
-        """A number that notes each of its multiplications."""
-
         times = 0
 
         def __mul__(self, other):
@@ -377,41 +302,19 @@ def check_2(step_3_done):
     _cases = []
     for _m, _n, _p, _q in [(2, 3, 4, 5), (4, 2, 3, 3), (3, 3, 3, 3), (1, 6, 5, 2), (7, 1, 1, 4)]:
         _a, _b, _x = _of(_m, _n), _of(_p, _q), _of(_n, _q)
-        _wanted = (
-            _counted(lambda a, b, x: (a @ x) @ b.T, _a, _b, _x),
-            _counted(lambda a, b, x: a @ (x @ b.T), _a, _b, _x),
-            _counted(lambda w, x: w @ x, _of(_m * _p, _n * _q), _x.reshape(-1)),
-        )
-        _cases.append((f"A ({_m}, {_n}), B ({_p}, {_q})", (_m, _n, _p, _q), _wanted))
+        _dense = _counted(lambda w, x: w @ x, _of(_m * _p, _n * _q), _x.reshape(-1))
+        _first = _counted(lambda a, b, x: (a @ x) @ b.T, _a, _b, _x)
+        _second = _counted(lambda a, b, x: a @ (x @ b.T), _a, _b, _x)
+        _cases.append((f"A ({_m}, {_n}), B ({_p}, {_q})", (_m, _n, _p, _q), (_first, _second, _dense)))
     result_2 = kit.check(
         "multiplications",
         multiplications,
         _cases,
         mistakes=[
-            (
-                "The two orders are exchanged.",
-                lambda m, n, p, q: (n * p * q + m * n * p, m * n * q + m * p * q, m * n * p * q),
-            ),
-            (
-                "Only the first of the two products is counted.",
-                lambda m, n, p, q: (m * n * q, n * p * q, m * n * p * q),
-            ),
-            (
-                "Only the second of the two products is counted.",
-                lambda m, n, p, q: (m * p * q, m * n * p, m * n * p * q),
-            ),
-            (
-                "That is how many numbers the factors hold: every one of them is used many times.",
-                lambda m, n, p, q: (m * n + p * q, m * n + p * q, m * n * p * q),
-            ),
-            (
-                "Those are operations, with the additions. Count the multiplications alone.",
-                lambda m, n, p, q: (
-                    (2 * n - 1) * m * q + (2 * q - 1) * m * p,
-                    (2 * q - 1) * n * p + (2 * n - 1) * m * p,
-                    (2 * n * q - 1) * m * p,
-                ),
-            ),
+            ("The orders are exchanged.", lambda m, n, p, q: (n * p * (q + m), m * q * (n + p), m * n * p * q)),
+            ("Only the first product is counted.", lambda m, n, p, q: (m * n * q, n * p * q, m * n * p * q)),
+            ("Only the second product is counted.", lambda m, n, p, q: (m * p * q, m * n * p, m * n * p * q)),
+            ("So many numbers the factors hold.", lambda m, n, p, q: (m * n + p * q,) * 2 + (m * n * p * q,)),
         ],
     )
     result_2
@@ -422,9 +325,7 @@ def check_2(step_3_done):
 def help_2(result_2):
     help_for_2 = kit.help(
         result_2,
-        hint="""
-        Write the shapes down: A first is (m, n) @ (n, q), and then? Two products, so two terms, added.
-        """,
+        hint="Write the shapes down: A first is (m, n) @ (n, q), and then? Two products, so two terms, added.",
         solution="""
         def multiplications(m, n, p, q):
             a_first = m * n * q + m * q * p
@@ -442,9 +343,8 @@ def step_4(result_2):
     mo.md(r"""
     ## 4. Fewer multiplications are not yet less time
 
-    `kron.apply(a, b, x)` does what you wrote, for a sum of several products: `a` is $(R, M, N)$ and `b` is $(R, P, Q)$.
-    It chooses between A first, B first and the large matrix by a cost model that it measured on your machine, because
-    two thin products may well be slower than one thick one.
+    `kron.apply(a, b, x)` does what you wrote, for a sum of $R$ products: `a` is $(R, M, N)$, `b` is $(R, P, Q)$. It
+    chooses the way by what it measured on your machine: two thin products may be slower than one thick one.
 
     The bars are times on the machine in front of you, just now. Where do the factors begin to pay?
     """)
@@ -473,16 +373,10 @@ def slide_4(result_2):
 def see_4(sides):
     _draws = np.random.default_rng(4)
     _s = sides.value
-    _a, _b, _x = (
-        xp.asarray(_draws.normal(size=_shape).astype(np.float32))
-        for _shape in ((1, _s, _s), (1, _s, _s), (32, _s * _s))
-    )
-    _repeats = 1 if kit.fast() else 3
-    _times = {
-        "A first": milliseconds(_a, _b, _x, "a_first", _repeats),
-        "B first": milliseconds(_a, _b, _x, "b_first", _repeats),
-        "build, then multiply": milliseconds(_a, _b, _x, "dense", _repeats),
-    }
+    _shapes = (1, _s, _s), (1, _s, _s), (32, _s * _s)
+    _arrays = [xp.asarray(_draws.normal(size=_shape).astype(np.float32)) for _shape in _shapes]
+    _plans = {"A first": "a_first", "B first": "b_first", "build, then multiply": "dense"}
+    _times = {_name: milliseconds(*_arrays, _plan, 1 if kit.fast() else 3) for _name, _plan in _plans.items()}
     kit.bars(_times, f"milliseconds for 32 vectors of {_s * _s} numbers")
     return
 
@@ -493,8 +387,8 @@ def finish(result_1, result_2):
         result_1,
         result_2,
         text="""
-        **Done.** Two small products replace a large one, and the large matrix never exists. Read `apply` and `ByRows`
-        in `tinykron/kron/product.py`, and `CostModel` in `tinykron/kron/order.py`. Next: `tinykron lesson 13`.
+        **Done.** Two small products replace a large one, and the large matrix never exists. Read `apply` in
+        `tinykron/kron/product.py`, and `CostModel` in `tinykron/kron/order.py`. Next: `tinykron lesson 13`.
         """,
     )
     lesson_done

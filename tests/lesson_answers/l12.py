@@ -28,14 +28,14 @@ ANSWERS = Answers(
     wrong=[
         Wrong("kron_multiply", lambda a, b, x: x @ xp_of(a).kron(a, b).T, "large matrix built", "error"),
         Wrong("kron_multiply", lambda a, b, x: x @ xp_of(a).kron(b, a).T, "B ⊗ A"),
-        Wrong("kron_multiply", by_columns, "column by column"),
+        Wrong("kron_multiply", by_columns, "by columns"),
         Wrong("kron_multiply", turned, "turned"),
         Wrong("kron_multiply", one_vector, "shape"),
         Wrong("kron_multiply", lambda a, b, x: (stack(x, a.shape[1]) @ b.T).reshape(len(x), -1), "shape"),
         Wrong("kron_multiply", lambda a, b, x: a @ stack(x, a.shape[1]) @ b.T, "shape"),
         Wrong("multiplications", exchanged, "orders are exchanged"),
-        Wrong("multiplications", lambda m, n, p, q: (m * n * q, n * p * q, m * n * p * q), "Only the first"),
-        Wrong("multiplications", lambda m, n, p, q: (m * p * q, m * n * p, m * n * p * q), "Only the second"),
+        Wrong("multiplications", lambda m, n, p, q: (m * n * q, n * p * q, m * n * p * q), "first product"),
+        Wrong("multiplications", lambda m, n, p, q: (m * p * q, m * n * p, m * n * p * q), "second product"),
         Wrong("multiplications", lambda m, n, p, q: (m * n + p * q, m * n + p * q, m * n * p * q), "factors hold"),
         Wrong("multiplications", lambda m, n, p, q: m * n * p * q, "values"),
         Wrong(
@@ -45,7 +45,7 @@ ANSWERS = Answers(
                 (2 * q - 1) * n * p + (2 * n - 1) * m * p,
                 (2 * n * q - 1) * m * p,
             ),
-            "additions",
+            "expected",
         ),
     ],
     widgets={
@@ -53,8 +53,7 @@ ANSWERS = Answers(
         "side": (1, 64),
         "power": (0, 10),
         "sides": (2, 32),
-        "guess_2": ("2048 times as much", "twice as much", None),
         "guess_3": ("B first", "A first", None),
     },
-    pictures=12,
+    pictures=11,
 )
