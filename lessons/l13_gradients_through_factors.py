@@ -46,12 +46,11 @@ def step_1():
 
 @app.function
 def two_layers():
-    draws = np.random.default_rng(3)
-    a, b, x = (
-        tk.Tensor(draws.normal(size=size).astype("f"), requires_grad=True) for size in [(1, 2, 3), (1, 3, 2), (4, 6)]
-    )
+    draws, sizes = np.random.default_rng(3), ((1, 2, 3), (1, 3, 2), (4, 6))
+    drawn = [draws.uniform(-1, 1, size).astype("f") for size in sizes]
+    a, b, x = (tk.Tensor(array, requires_grad=True) for array in drawn)
     kron_linear(x, a, b).tanh().sum().backward()
-    w = tk.Tensor(xp.kron(a.data[0], b.data[0]).T, requires_grad=True)  # in x out, as a dense layer keeps it
+    w = tk.Tensor(xp.kron(a.data[0], b.data[0]).T, requires_grad=True)  # in x out
     (x @ w).tanh().sum().backward()
     return w.grad.T, a, b
 
@@ -73,7 +72,7 @@ def see_1(of_a):
         kit.table(_grad_w, "dW", lit=_block),
         kit.table(_b.data[0], "B", lit=...),
         kit.table(_a.grad[0], "A.grad", lit=(_m, _n)),
-        kit.bars({"sum of block times B": _sum, "A.grad": _a.grad[0, _m, _n]}, "the framed number"),
+        kit.bars({"sum of block times B": _sum, "A.grad": _a.grad[0, _m, _n]}, "the framed number", width=270),
     )
     return
 
@@ -107,7 +106,7 @@ def see_2(of_b):
         kit.table(_grad_w, "dW", lit=_copies),
         kit.table(_a.data[0], "A", lit=...),
         kit.table(_b.grad[0], "B.grad", lit=(_p, _q)),
-        kit.bars({"sum of framed times A": _sum, "B.grad": _b.grad[0, _p, _q]}, "the framed number"),
+        kit.bars({"sum of framed times A": _sum, "B.grad": _b.grad[0, _p, _q]}, "the framed number", width=270),
     )
     return
 
@@ -330,7 +329,7 @@ def predict_4(result_2):
     kit.gate(result_2, "")
     options_4 = {
         "It is halved": "dA is made of dW and B. dW is the same as before, B is half of what it was. So the small "
-        "factor gets the large gradient: it learns at once, the large one hardly moves, and they end up worse together.",
+        "factor gets the large gradient: it learns at once, the large one hardly moves, and both end up worse.",
         "It is doubled": "a larger A, larger gradients? But A is not part of its own gradient: B is.",
         "It stays the same": "dW does, as W is the same. dA is dW seen through B.",
     }
