@@ -292,7 +292,7 @@ def predict_4(result_2):
         "only on the text it was fitted to": "that would be overfitting. The outputs below are those for other pages.",
     }
     guess_4 = kit.predict(
-        "The fitted matrix is further from W than a matrix of zeros is. Can its outputs be nearer than the plain ones?",
+        "The fitted matrix is further from W than zeros are. Can its outputs be nearer than those of the plain fit?",
         options_4,
     )
     guess_4
