@@ -114,7 +114,7 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "all four, for block 1; one alone, for block 8": """what an exit says depends on the blocks below it and on no
+        "all four, for block 1; one alone, for block 8": """What an exit says depends on the blocks below it and on no
             other. Block 1 is below all four exits, block 8 below the last only.""",
         "one alone, for block 1; all four, for block 8": """the other way round: the loss of exit 2 is computed from
             blocks 1 and 2, and never sees block 8.""",
@@ -268,8 +268,8 @@ def step_3(step_2_done):
     it takes seconds. Pull the slider from left to right: training time.
 
     Two things to look for. The early exits fall fast: the same head reads them, and the blocks below have learned to
-    say early what they know. And the last exit does not gain; its blocks now serve four masters. How much it pays is
-    the first question to ask of any sorted model.
+    say early what they know. And the last exit, whose blocks now serve four masters: how much it pays is the
+    first question to ask of any sorted model.
     """)
     return
 
