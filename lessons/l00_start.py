@@ -105,8 +105,8 @@ def step_3(step_2_done):
 
 
 @app.function
-# EXERCISE 1. A has m rows and n columns, B has p rows and q columns.
-# Return the share: how many numbers A and B hold together, divided by how many A ⊗ B holds.
+# EXERCISE 1. A has m rows and n columns, B has p rows and q columns. Return the share: how
+# many numbers A and B hold together, divided by how many A ⊗ B holds.
 def share(m, n, p, q):
     raise kit.Todo
 

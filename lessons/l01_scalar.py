@@ -100,8 +100,8 @@ def predict_2():
     options_2 = {
         "the operation tanh, and what that got": """`y.node` is the operation; `y.node.parents` lead on to the product,
             and that to `x`.""",
-        "the text of the formula": """Python throws the text away. Only operations that really ran are noted: loops and ifs
-            are no obstacle.""",
+        "the text of the formula": """Python throws the text away. Only operations that really ran are noted, loops and
+            all.""",
         "nothing: only x does": """a leaf knows nothing of what was made of it. The notes point backward, from a result
             to its inputs.""",
     }
@@ -141,8 +141,8 @@ def step_3(step_2_done):
 
 
 @app.function
-# EXERCISE 1. y = tanh(x * x) for a plain number x.
-# Return three slopes: of the square where it stands, of the tanh where it stands, and of y with respect to x.
+# EXERCISE 1. y = tanh(x * x) for a plain number x. Return three slopes: of the square where
+# it stands, of the tanh where it stands, and of y with respect to x.
 def slopes(x):
     raise kit.Todo
 
@@ -242,7 +242,8 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. `grad` is the slope that arrives, `out` what the forward computed: s(x). Return the slope to hand on.
+# EXERCISE 2. `grad` is the slope that arrives, `out` what the forward computed: s(x). Return
+# the slope to hand on.
 def sigmoid_backward(grad, out):
     raise kit.Todo
 

@@ -114,17 +114,14 @@ def see_2(moment):
     _nodes, _edges = kit.tape(_u * _t, {"x": _x})
     _walk = list(_nodes)[::-1]
     _through_tanh = _u_value * (1 - _t_value**2)
-    _arrived = [
-        {"at the product": 1.0, "at tanh": 0.0, "at exp": 0.0, "at x": 0.0},
-        {"at the product": 1.0, "at tanh": _u_value, "at exp": _t_value, "at x": 0.0},
-        {"at the product": 1.0, "at tanh": _u_value, "at exp": _t_value + _through_tanh, "at x": 0.0},
-        {
-            "at the product": 1.0,
-            "at tanh": _u_value,
-            "at exp": _t_value + _through_tanh,
-            "at x": (_t_value + _through_tanh) * _u_value,
-        },
-    ][moment.value]
+    _whole = _t_value + _through_tanh
+    _arrived = {
+        "at the product": 1.0,
+        "at tanh": _u_value if moment.value > 0 else 0.0,
+        "at exp": (0.0, _t_value, _whole, _whole)[moment.value],
+        "at x": _whole * _u_value if moment.value == 3 else 0.0,
+        "at x, had exp not waited": _t_value * _u_value if moment.value == 3 else 0.0,
+    }
     kit.row(
         kit.graph(_nodes, _edges, "the operations walked so far are filled", lit=_walk[: moment.value]),
         kit.bars(_arrived, "the gradient that has arrived"),
@@ -149,8 +146,9 @@ def step_3(step_2_done):
 
 
 @app.function
-# EXERCISE 1. Return the list of all nodes that `root` was computed from, directly or not, and `root` itself:
-# each once, and behind every node that uses it. The last case is a chain of 5000 nodes.
+# EXERCISE 1. Return the list of all nodes that `root` was computed from, directly or not, and
+# `root` itself: each once, and behind every node that uses it. The last case is a chain of
+# 5000 nodes.
 def backward_order(inputs, root):
     raise kit.Todo
 
@@ -248,8 +246,8 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. `order` is a right backward order; its first node is the result, whose gradient is 1.
-# Return a dictionary: the gradient of every node.
+# EXERCISE 2. `order` is a right backward order; its first node is the result, whose gradient
+# is 1. Return a dictionary: the gradient of every node.
 def gradients(order, edges):
     raise kit.Todo
 
@@ -354,7 +352,7 @@ def step_5(result_2):
 
 @app.cell(hide_code=True)
 def slide_5(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     diamonds = mo.ui.slider(1, 60, value=20, label="diamonds in a row", show_value=True)
     diamonds
     return (diamonds,)

@@ -165,7 +165,8 @@ def ask_1(step_2_done):
 
 @app.function
 # EXERCISE 1. Return `grad` summed down to `shape`, which NumPy would broadcast to grad.shape.
-# An axis that the broadcast did not make is left alone. `grad.sum(axis=..., keepdims=True)` keeps the axes it sums.
+# An axis that the broadcast did not make is left alone. `grad.sum(axis=..., keepdims=True)`
+# keeps the axes it sums.
 def undo_broadcast(grad, shape):
     raise kit.Todo
 
@@ -259,8 +260,8 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. out = x * y, broadcast. `grad` has the shape of out. Return (gradient of x, gradient of y).
-# Use the library's undo_broadcast: tk.backend.sum_to(array, shape).
+# EXERCISE 2. out = x * y, broadcast. `grad` has the shape of out. Return (gradient of x,
+# gradient of y). Use the library's undo_broadcast: tk.backend.sum_to(array, shape).
 def multiply_backward(grad, x, y):
     raise kit.Todo
 

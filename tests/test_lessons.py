@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
 
 from tests.lesson_answers import Answers
-from tinykron import kit
+from tinykron import backend, kit
 
 ROOT = Path(__file__).parent.parent
 FILES = {path.stem: path for path in sorted((ROOT / "lessons").glob("l[0-9][0-9]_*.py"))}
@@ -35,6 +35,7 @@ LARGEST = 150_000  # characters of a page's output
 def headless(monkeypatch):
     monkeypatch.setenv("TINYKRON_LESSON_AUTO", "1")
     monkeypatch.setenv("TINYKRON_LESSON_FAST", "1")
+    monkeypatch.setattr(backend, "_backends", dict(backend._backends))  # a lesson adds a device, to learn on
 
 
 def load(name: str) -> types.ModuleType:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
 
-from tinykron import cli, lessons
+from tinykron import cli, cli_lessons, lessons
 from tinykron.errors import TinykronError
 
 STUB = """\
@@ -206,6 +206,6 @@ def test_folders_where_work_would_be_lost_are_refused(tmp_path, monkeypatch):
 
 
 def test_without_marimo_it_says_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(lessons.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_lessons.importlib.util, "find_spec", lambda name: None)
     code, said = call(capsys, tmp_path, "list")
     assert code == 2 and "tinykron[lessons]" in said

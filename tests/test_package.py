@@ -31,7 +31,8 @@ safetensors_file tokenizer hub checkpoint data distances losses distill teacher_
 sampling continuation partial speculate bitexact generate
 optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
 standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
-relations_decoding relations_sorted bench bench_kron kit_pictures kit lessons cli_tasks cli __init__ __main__
+relations_decoding relations_sorted bench bench_kron kit_device kit_pictures kit lessons lesson_page lesson_export
+cli_lessons cli_tasks cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.backend import current_device, device, recycled_memory
+from tinykron.cli_lessons import lesson, lesson_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
-from tinykron.lessons import lesson, lesson_options
 
 EXAMPLES = """\
 examples:

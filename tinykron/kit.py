@@ -20,6 +20,7 @@ import numpy as np
 from tinykron import backend, kit_pictures
 from tinykron.backend import backend_of
 from tinykron.errors import TinykronError
+from tinykron.kit_device import pretend_device as pretend_device
 from tinykron.kit_pictures import host as host
 from tinykron.kit_pictures import tape as tape
 from tinykron.tensor import Tensor
@@ -82,20 +83,31 @@ def predict(question: str, options: Mapping[str, str]) -> Any:
     return mo.ui.radio(options=[*shuffled, SEE], label=f"**Predict.** {question}")
 
 
-def reveal(guess: Any, options: Mapping[str, str]) -> Any:
+class Revealed:
+    """The answer to a `predict`."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        self.text, self.kind = text, kind
+
+    def _mime_(self) -> tuple[str, str]:
+        kind: Any = self.kind
+        return mo.callout(mo.md(self.text), kind=kind)._mime_()
+
+
+def reveal(guess: Any, options: Mapping[str, str]) -> Revealed:
     """Answer a `predict`, and open what is below: closed until something was chosen."""
     right = next(iter(options))
     gate(guess.value is not None, f'Choose an answer above, or "{SEE}": the next step opens.')
     if guess.value == right:
-        return mo.callout(mo.md(f"Yes: **{right}**. {options[right]}"), kind="success")
-    why = f"Not quite. {guess.value}: {options[guess.value]}\n\n" if guess.value in options else ""
-    return mo.callout(mo.md(f"{why}**{right}**. {options[right]}"), kind="info")
+        return Revealed(f"Yes. **{right}**: {options[right]}", "success")
+    why = f"Not quite. *{guess.value}*: {options[guess.value]}\n\n" if guess.value in options else ""
+    return Revealed(f"{why}**{right}**: {options[right]}", "info")
 
 
-def gate(open_: Any, message: str) -> None:
+def gate(open_: Any, message: str = "") -> None:
     """Stop this cell, and all that read from it, with a message; unless `open_` is true."""
     if not _auto():
-        mo.stop(not open_, mo.callout(mo.md(message), kind="neutral"))
+        mo.stop(not open_, mo.callout(mo.md(message), kind="neutral") if message else None)
 
 
 class Done:
@@ -189,9 +201,10 @@ def check(
         given = _fresh(arguments)
         before = [_copied(value) for value in given]
         try:
-            answer = function(*given)
-            if judge and answer is not None:
-                answer = judge(answer, *given)
+            with np.errstate(all="ignore"):  # a NaN is found below, and shown
+                answer = function(*given)
+                if judge and answer is not None:
+                    answer = judge(answer, *given)
         except (Todo, NotImplementedError):
             return Result(name, "todo", "not started: replace `raise kit.Todo`.")
         except Exception as error:  # whatever a learner's code raises
@@ -240,30 +253,32 @@ def _same(
 ) -> bool:
     """Say whether a known mistake gives the learner's answer."""
     try:
-        mistaken = wrong(*arguments)
-        return not _difference(answer, judge(mistaken, *arguments) if judge else mistaken, tolerance)
+        with np.errstate(all="ignore"):
+            mistaken = wrong(*arguments)
+            mistaken = judge(mistaken, *arguments) if judge else mistaken
+        return not _difference(answer, mistaken, tolerance, nan=True)
     except Exception:  # the mistake has no answer here
         return False
 
 
-def _difference(answer: Any, wanted: Any, tolerance: float | None, of: str = "your answer") -> str:
-    """Return what is different, in words; "" if nothing is."""
+def _difference(answer: Any, wanted: Any, tolerance: float | None, of: str = "your answer", nan: bool = False) -> str:
+    """Return what is different, in words; "" if nothing is. NaN is like NaN only where `nan` says so."""
     if isinstance(wanted, (tuple, list)) and not all(isinstance(part, (int, float)) for part in wanted):
         if not isinstance(answer, (tuple, list)):
             return f"{of} is a `{type(answer).__name__}`, expected {len(wanted)} values"
         if len(answer) != len(wanted):
             return f"{of} has {len(answer)} values, expected {len(wanted)}"
         for number, (mine, theirs) in enumerate(zip(answer, wanted, strict=True), 1):
-            if fault := _difference(mine, theirs, tolerance, f"value {number} of {of}"):
+            if fault := _difference(mine, theirs, tolerance, f"value {number} of {of}", nan):
                 return fault
         return ""
     if isinstance(wanted, (str, bool, type(None))):
         same = isinstance(answer, (type(wanted), np.bool_)) and answer == wanted
         return "" if same else f"{of} is `{answer!r}`, expected `{wanted!r}`"
-    return _array_difference(answer, wanted, tolerance, of)
+    return _array_difference(answer, wanted, tolerance, of, nan)
 
 
-def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str) -> str:
+def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str, nan: bool) -> str:
     try:
         mine, theirs = host(answer), host(wanted)
         if mine.dtype.kind not in "biufc":
@@ -285,7 +300,8 @@ def _array_difference(answer: Any, wanted: Any, tolerance: float | None, of: str
         tolerance = max(TOLERANCE.get(array.dtype.name, 0.0) for array in (mine, theirs))
     finite = np.abs(theirs[np.isfinite(theirs)])
     scale = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    close = np.isclose(mine, theirs, rtol=0.0, atol=tolerance * scale)
+    with np.errstate(all="ignore"):
+        close = np.isclose(mine, theirs, rtol=0.0, atol=tolerance * scale, equal_nan=nan)
     if close.all():
         return ""
     place = tuple(int(i) for i in np.argwhere(~close)[0])

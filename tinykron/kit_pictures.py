@@ -116,6 +116,7 @@ def table(array: Any, title: str = "", digits: int = 2, top: float | None = None
             alpha = 0.0 if np.isnan(value) else 0.5 * min(abs(value) / full, 1.0)
             edge = "2px solid currentColor" if frame else "1px solid #8885"
             text = f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
+            text = text.lstrip("-") if not text.strip("-0.") else text  # no minus before nothing
             style = f"background:rgba({red},{green},{blue},{alpha:.2f});border:{edge};padding:2px 7px;text-align:right"
             cells.append(f'<td style="{style}">{text}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -161,7 +162,7 @@ def lines(
     log_x, log_y  logarithmic axes; what is not positive is drawn at the lower edge
     """
     width, height = size
-    left, right, top, bottom = 52, width - 8, 8, height - 34
+    left, right, top, bottom = 58, width - 8, 8, height - 34
     curves = {name: host(values).astype(float).reshape(-1) for name, values in series.items()}
     lengths = {len(values) for values in curves.values()}
     if len(lengths) != 1 or 0 in lengths:
@@ -206,14 +207,16 @@ def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
     numbers = {name: float(host(value)) for name, value in values.items()}
     if not numbers:
         raise ShapeError(f"picture {title!r}: expected at least one bar")
-    low, high = min(0.0, *numbers.values()), max(0.0, *numbers.values())
+    finite = [value for value in numbers.values() if np.isfinite(value)]
+    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
     left = 12 + 6.6 * max(len(name) for name in numbers)
     room = width - left - 60
     unit = room / ((high - low) or 1.0)
     body = []
     for number, (name, value) in enumerate(numbers.items()):
         y = 20 * number + 4
-        start, length = left + (min(value, 0.0) - low) * unit, abs(value) * unit
+        size = value if np.isfinite(value) else 0.0
+        start, length = left + (min(size, 0.0) - low) * unit, abs(size) * unit
         colour = COLOURS[number % len(COLOURS)]
         body.append(_text(left - 6, y + 12, name, "end"))
         body.append(f'<rect x="{start:.1f}" y="{y}" width="{length:.1f}" height="15" fill="{colour}"/>')
@@ -271,8 +274,9 @@ def graph(
     wide = 24 + 6.8 * max((len(line) for text in nodes.values() for line in text.split("|")), default=1)
     step, row = wide + 34, 50
     tallest = max(len(keys) for keys in columns.values())
+    top = 36 if any(depth[b] - depth[a] > 1 for a, b in edges) else 6  # an edge over a column goes above its boxes
     place = {
-        key: (6 + column * step, 6 + row * (i + (tallest - len(keys)) / 2))
+        key: (6 + column * step, top + row * (i + (tallest - len(keys)) / 2))
         for column, keys in columns.items()
         for i, key in enumerate(keys)
     }
@@ -282,6 +286,9 @@ def graph(
         x1, y1, y2 = x1 + wide, y1 + 18, y2 + 18
         middle = (x1 + x2) / 2
         path = f"M{x1:.0f} {y1:.0f}C{middle:.0f} {y1:.0f} {middle:.0f} {y2:.0f} {x2:.0f} {y2:.0f}"
+        if depth[target] - depth[source] > 1:
+            over = min(y1, y2) - 62
+            path = f"M{x1:.0f} {y1:.0f}C{x1 + 30:.0f} {over:.0f} {x2 - 30:.0f} {over:.0f} {x2:.0f} {y2:.0f}"
         body.append(f'<path d="{path}" fill="none" stroke="currentColor" stroke-opacity=".6"/>')
         if (count := list(edges).count((source, target))) > 1:
             body.append(_text(middle, (y1 + y2) / 2 - 4, f"x{count}", "middle"))
@@ -296,4 +303,4 @@ def graph(
             body.append(_text(x + wide / 2, y + (23 if len(parts) == 1 else 15 + 14 * i), part, "middle"))
     says = ", ".join(text.replace("|", " ") for text in nodes.values())
     alt = f"{title}: {says}. {note or 'lit: ' + (', '.join(nodes[key].replace('|', ' ') for key in lit) or 'none')}"
-    return _svg(step * len(columns), row * tallest + 4, alt, "".join(body), escape(title))
+    return _svg(step * len(columns), top + row * tallest - 2, alt, "".join(body), escape(title))

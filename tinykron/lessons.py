@@ -1,4 +1,4 @@
-"""`tinykron lesson`: open the lessons as copies of a learner's own, check them in the terminal, begin one again.
+"""The lessons as a learner's own copies: begun, kept across updates, run without a page.
 
 The lessons that come with tinykron are never written to. A learner's copies lie in one folder, `my_lessons` in the home
 folder or where `--folder` or TINYKRON_LESSONS says; a copy that is there is never written over.
@@ -6,21 +6,18 @@ folder or where `--folder` or TINYKRON_LESSONS says; a copy that is there is nev
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib.util
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinykron.backend import current_device
 from tinykron.data import shipped_folder
 from tinykron.errors import TinykronError
 
@@ -38,7 +35,6 @@ theme = "system"
 enabled = false
 """
 TEMPORARY = ("/tmp/", "/private/tmp/", "/var/folders/", "/private/var/folders/")  # where the editor does not save
-ACTIONS = "list, check, next, reset, update"
 
 
 @dataclass(frozen=True)
@@ -107,10 +103,10 @@ def begin(lesson: Lesson, folder: Path) -> tuple[Path, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "pyproject.toml"
     if not settings.exists():
-        _write(settings, SETTINGS)
+        write(settings, SETTINGS)
     copy = lesson.copy_in(folder)
     if not copy.exists():
-        _write(copy, lesson.source.read_text(encoding="utf-8"))
+        write(copy, lesson.source.read_text(encoding="utf-8"))
         return copy, [f"lesson {lesson.number} is yours to write in: {copy}"]
     said = [f"your lesson {lesson.number}: {copy}"]
     if _version(copy.read_text(encoding="utf-8")) < lesson.version:
@@ -134,7 +130,7 @@ def reset(lesson: Lesson, folder: Path, keep_answers: bool = False) -> list[str]
     carried: list[str] = []
     if keep_answers:
         text, carried = carry(mine, text)
-    _write(copy, text)
+    write(copy, text)
     said = [f"your lesson {lesson.number} is new: {copy}", f"what was there: {kept}"]
     return said + ([f"with your {', '.join(carried)}"] if carried else [])
 
@@ -145,12 +141,15 @@ def carry(mine: str, new: str) -> tuple[str, list[str]]:
         answers = {name: code for name, code in _functions(mine).items() if "kit.Todo" not in code}
     except SyntaxError as error:
         raise TinykronError(f"your lesson cannot be read: line {error.lineno}: {error.msg}") from None
-    carried = []
-    for name, code in _functions(new).items():
-        if "kit.Todo" in code and name in answers:
-            new = new.replace(code, answers[name])
-            carried.append(name)
+    carried = [name for name, code in _functions(new).items() if "kit.Todo" in code and name in answers]
+    for name in carried:
+        new = put(new, name, answers[name])
     return new, carried
+
+
+def put(text: str, name: str, code: str) -> str:
+    """Return a lesson's text with `code` in the place of the exercise `name`."""
+    return text.replace(_functions(text)[name], code)
 
 
 def _functions(text: str) -> dict[str, str]:
@@ -163,7 +162,8 @@ def _functions(text: str) -> dict[str, str]:
     return found
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file under another name first, so that none is left half-written."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
@@ -207,14 +207,17 @@ def state(lesson: Lesson, folder: Path) -> State:
 
 def run(path: Path) -> dict[str, Any]:
     """Run a lesson from top to bottom with every gate open, and return what it defines."""
+    with headless():
+        return dict(load(path).app.run()[1])
+
+
+@contextmanager
+def headless() -> Iterator[None]:
+    """Open every gate for a block."""
     before = os.environ.get("TINYKRON_LESSON_AUTO")
     os.environ["TINYKRON_LESSON_AUTO"] = "1"
     try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return dict(module.app.run()[1])
+        yield
     finally:
         if before is None:
             del os.environ["TINYKRON_LESSON_AUTO"]
@@ -222,80 +225,10 @@ def run(path: Path) -> dict[str, Any]:
             os.environ["TINYKRON_LESSON_AUTO"] = before
 
 
-# The verb -----------------------------------------------------------------------------------------------------------
-
-
-def lesson_options(verb: argparse.ArgumentParser) -> None:
-    """Add what `lesson` takes."""
-    verb.add_argument("what", nargs="?", default="0", metavar="N", help=f"a lesson's number (default 0), or {ACTIONS}")
-    verb.add_argument("number", nargs="?", type=int, metavar="N", help="of check, reset, update: the lesson's number")
-    verb.add_argument("--folder", metavar="DIR", help="of your copies (default: my_lessons in your home folder)")
-    verb.add_argument("--headless", action="store_true", help="open no browser; print the address")
-    verb.add_argument("-p", "--port", type=int, metavar="P", help="of the page (default: a free one from 2718 on)")
-
-
-def lesson(options: argparse.Namespace) -> int:
-    """Run `lesson`: exit code 1 where `check` found something that is not done."""
-    if importlib.util.find_spec("marimo") is None:
-        raise TinykronError('the lessons need marimo, which is not installed: pip install "tinykron[lessons]"')
-    folder = workplace(options.folder)
-    if options.what == "list":
-        return _list(folder, options.json)
-    if options.what == "check":
-        return _check(folder, options.number, options.json)
-    if options.what == "next":
-        left = next((lesson for lesson in lessons() if not state(lesson, folder).done), None)
-        if left is None:
-            print("all lessons are done")
-            return 0
-        return _open(left, folder, options)
-    if options.what in ("reset", "update"):
-        if options.number is None:
-            raise TinykronError(f"lesson {options.what}: expected a lesson's number")
-        print("\n".join(reset(find(options.number), folder, keep_answers=options.what == "update")))
-        return 0
-    if not options.what.isdigit() or options.number is not None:
-        raise TinykronError(f"lesson: found {options.what!r}, expected a number or one of {ACTIONS}")
-    return _open(find(int(options.what)), folder, options)
-
-
-def _open(lesson: Lesson, folder: Path, options: argparse.Namespace) -> int:
-    copy, said = begin(lesson, folder)
-    print("\n".join(said), flush=True)
-    command = [sys.executable, "-m", "marimo", "edit", copy.name, "--watch", "--skip-update-check"]
-    command += ["--headless"] if options.headless else []
-    command += ["--port", str(options.port)] if options.port else []
-    server = subprocess.Popen(command, cwd=folder, env={**os.environ, "TINYKRON_DEVICE": current_device()})
-    while True:
-        try:
-            return server.wait()
-        except KeyboardInterrupt:  # it has heard it too, and asks whether to stop
-            continue
-
-
-def _list(folder: Path, as_json: bool) -> int:
-    states = [state(lesson, folder) for lesson in lessons()]
-    if as_json:
-        print(json.dumps([asdict(found) for found in states], indent=2))
-        return 0
-    for found in states:
-        print(f"{found.number:3}  {found.state:12} {found.title}")
-    print(f"your copies: {folder}")
-    return 0
-
-
-def _check(folder: Path, number: int | None, as_json: bool) -> int:
-    if number is None:
-        states = [state(lesson, folder) for lesson in lessons() if lesson.copy_in(folder).exists()]
-    else:
-        states = [state(find(number), folder)]
-    if as_json:
-        print(json.dumps([asdict(found) for found in states], indent=2))
-    elif not states:
-        print(f"no lesson has been started in {folder}: `tinykron lesson` opens the first")
-    else:
-        for found in states:
-            print(f"{found.number:3}  {found.state:12} {found.title}")
-            for one in found.checks:
-                print(f"     {one['state']:6} {one['name']}: {one['message']}")
-    return 0 if states and all(found.done for found in states) else 1
+def load(path: Path) -> Any:
+    """Import a lesson's file anew, whatever was imported from there before."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
