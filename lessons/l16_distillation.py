@@ -52,20 +52,20 @@ def step_1():
 
 
 @app.function
-def halved(model):
-    """Return a copy of a model, every matrix of its blocks the nearest Kronecker product of half the size."""
+def pair():
+    """Return the shipped GPT-2, and a copy: every matrix of its blocks is a Kronecker product of half the size."""
+    model = tk.load(tk.data.weights_folder("gpt2-tiny"))
     plan = {}
     for name, (rows, columns) in tk.kron.compress.dense_shapes(model).items():
         if name.startswith("blocks."):
             a_shape = (rows // 2, columns) if rows >= columns else (rows, columns // 2)
             plan[name] = tk.kron.Choice((rows, columns), a_shape)
-    return tk.kron.factorise(model, plan)
+    return model, tk.kron.factorise(model, plan)
 
 
 @app.cell(hide_code=True)
 def load_1():
-    teacher = tk.load(tk.data.weights_folder("gpt2-tiny"))
-    student = halved(teacher)
+    teacher, student = kit.once(pair)
     ids = [teacher.tokenizer.encode(PROMPT).ids]
     with tk.no_grad():
         of_teacher, of_student = (_model(ids, attention_scores=True) for _model in (teacher, student))
@@ -157,8 +157,8 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. `student` and `teacher` are logits (positions, words), NumPy arrays. Return the formula above, the mean
-# over positions: a number.
+# EXERCISE 1. `student` and `teacher` are logits (positions, words), NumPy arrays. Return
+# the formula above, the mean over positions: a number.
 def soft_loss(student, teacher, temperature):
     raise kit.Todo
 
@@ -260,7 +260,7 @@ def step_3():
 @app.cell(hide_code=True)
 def predict_3():
     options_3 = {
-        "KnGPT2's stays 0, KroneckerBERT's rises": """A softmax does not change when all its inputs rise alike; the
+        "KnGPT2's stays 0, KroneckerBERT's rises": """a softmax does not change when all its inputs rise alike; the
             scores do. So the scores ask the student for something that no output depends on.""",
         "both rise": """the softmax divides by the sum: a number that is added to all scores of a query cancels.""",
         "both stay 0": """after the softmax nothing has changed, but the second one never takes a softmax.""",
@@ -319,8 +319,9 @@ def ask_2(step_3_done):
 
 
 @app.function
-# EXERCISE 2. `student` and `teacher` are scores (heads, time, time), NumPy arrays: row i is query i. Key j counts for
-# query i where j <= i. Return the mean of the squared difference over all heads and all pairs that count: a number.
+# EXERCISE 2. `student` and `teacher` are scores (heads, time, time), NumPy arrays: row i is
+# query i. Key j counts for query i where j <= i. Return the mean of the squared difference
+# over all heads and all pairs that count: a number.
 def score_loss(student, teacher):
     raise kit.Todo
 
@@ -443,7 +444,7 @@ def race(teacher, student, steps, batch, context):
 def race_4(step_3_done, student, teacher):
     step_3_done
     _steps, _batch, _context = (1, 1, 8) if kit.fast() else (24, 8, 32)
-    curves, goal = race(teacher, student, _steps, _batch, _context)
+    curves, goal = kit.once(race, teacher, student, _steps, _batch, _context)
     steps_4 = np.linspace(0, _steps, len(curves["KnGPT2"]))
     return curves, goal, steps_4
 

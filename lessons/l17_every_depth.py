@@ -56,6 +56,12 @@ def shipped():
     return model, training, held_out[: 9 if kit.fast() else 513]
 
 
+@app.function(hide_code=True)
+def losses_of_depths():
+    model, _, held_out = kit.once(shipped)
+    return exit_analysis.losses(model, held_out, 32, range(1, 9))
+
+
 @app.cell(hide_code=True)
 def slide_1():
     depth = mo.ui.slider(1, 8, value=2, label="blocks", show_value=True)
@@ -65,11 +71,11 @@ def slide_1():
 
 @app.cell(hide_code=True)
 def measure_1():
-    model, training, held_out = shipped()
+    model, training, _ = kit.once(shipped)
     PROMPT = "The with statement is used to"
     prompt = model.tokenizer.encode(PROMPT).ids
-    loss_of_depth = exit_analysis.losses(model, held_out, 32, range(1, 9))
-    return PROMPT, held_out, loss_of_depth, model, prompt, training
+    loss_of_depth = kit.once(losses_of_depths)
+    return PROMPT, loss_of_depth, model, prompt, training
 
 
 @app.cell(hide_code=True)
@@ -114,7 +120,7 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "all four, for block 1; one alone, for block 8": """What an exit says depends on the blocks below it and on no
+        "all four, for block 1; one alone, for block 8": """what an exit says depends on the blocks below it and on no
             other. Block 1 is below all four exits, block 8 below the last only.""",
         "one alone, for block 1; all four, for block 8": """the other way round: the loss of exit 2 is computed from
             blocks 1 and 2, and never sees block 8.""",
@@ -162,8 +168,9 @@ def ask_1(step_2_done):
 
 
 @app.function
-# EXERCISE 1. `served` is {blocks: logits (B, T, V)}, `targets` (B, T). Return the loss of equation 1: one Tensor,
-# which still knows how it was made, so that .backward() reaches every exit.
+# EXERCISE 1. `served` is {blocks: logits (B, T, V)}, `targets` (B, T). Return the loss of
+# equation 1: one Tensor, which still knows how it was made, so that .backward() reaches
+# every exit.
 def sorted_loss(served, targets):
     raise kit.Todo
 
@@ -275,15 +282,16 @@ def step_3(step_2_done):
 
 
 @app.function
-def train_every_depth(model, training, held_out, steps, size):
+def train_every_depth(steps, batch, context):
     """Train the exits of a copy of a model; return the held-out loss of every depth, in each quarter of the way."""
+    model, training, held_out = kit.once(shipped)
     model = copy.deepcopy(model)
     optimiser = tk.optim.AdamW(model.parameters(), 3e-4)
     history = [exit_analysis.losses(model, held_out, 32, range(1, 9))]
     for step in range(steps):
-        batch = tk.data.sample_batch(training, *size, np.random.default_rng(step))
+        drawn = tk.data.sample_batch(training, batch, context, np.random.default_rng(step))
         model.zero_grad()
-        loss, _ = tk.exits.exit_loss(model, batch, tk.exits.equal_weights(EXITS))
+        loss, _ = tk.exits.exit_loss(model, drawn, tk.exits.equal_weights(EXITS))
         loss.backward()
         optimiser.step()
         if (step + 1) % (steps // 4) == 0:
@@ -292,10 +300,10 @@ def train_every_depth(model, training, held_out, steps, size):
 
 
 @app.cell(hide_code=True)
-def train_3(held_out, model, step_2_done, training):
+def train_3(step_2_done):
     step_2_done
-    steps, _size = (4, (1, 8)) if kit.fast() else (40, (8, 32))
-    history = train_every_depth(model, training, held_out, steps, _size)
+    steps, _batch, _context = (4, 1, 8) if kit.fast() else (40, 8, 32)
+    history = kit.once(train_every_depth, steps, _batch, _context)
     return history, steps
 
 
@@ -346,9 +354,10 @@ def step_4(step_2_done):
 
 
 @app.function
-# EXERCISE 2. `losses` {exit: number}, `weights` {exit: number above 0}. `drawn` is a list of exits, each drawn, with
-# repeats, with probability weight / (sum of all weights). Return an estimate of sum(weights[n] * losses[n] for all n)
-# that uses the losses of drawn exits alone and is right on average.
+# EXERCISE 2. `losses` {exit: number}, `weights` {exit: number above 0}. `drawn` is a list
+# of exits, each drawn, with repeats, with probability weight / (sum of all weights). Return
+# an estimate of sum(weights[n] * losses[n] for all n) that uses the losses of drawn exits
+# alone and is right on average.
 def sampled_loss(losses, weights, drawn):
     raise kit.Todo
 

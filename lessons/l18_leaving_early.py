@@ -60,8 +60,9 @@ def trained():
 
 
 @app.function
-def ask(model, tokens, count, length=12):
+def ask(count, length=12):
     """Return how sure each exit is of the next token, and which it says: (exits, prompts) each."""
+    model, tokens = kit.once(trained)
     prompts, _ = tk.data.sample_batch(tokens, count, length, np.random.default_rng(0))
     with tk.no_grad():
         served = model(prompts, exits=EXITS, last_only=True).exits
@@ -71,8 +72,7 @@ def ask(model, tokens, count, length=12):
 
 @app.cell(hide_code=True)
 def ask_model():
-    model, held_out = trained()
-    sure, says = ask(model, held_out, 20 if kit.fast() else 800)
+    sure, says = kit.once(ask, 20 if kit.fast() else 800)
     leaves = np.array([np.where((sure[:-1] >= _level).any(0), (sure[:-1] >= _level).argmax(0), 3) for _level in LEVELS])
     changed = np.array([np.take_along_axis(says, _row[None], 0)[0] != says[-1] for _row in leaves])
     return changed, leaves
@@ -120,8 +120,9 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. `sure` is a NumPy array (exits, tokens): how sure each exit is, shallow to deep. Return for each token
-# the row of the first exit that is at least as sure as `threshold`; the last row where none is.
+# EXERCISE 1. `sure` is a NumPy array (exits, tokens): how sure each exit is, shallow to
+# deep. Return for each token the row of the first exit that is at least as sure as
+# `threshold`; the last row where none is.
 def leaves_at(sure, threshold):
     raise kit.Todo
 
@@ -211,7 +212,7 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "no: it may have been luck": """A threshold that changes a little more than one in ten shows 8 or fewer of
+        "no: it may have been luck": """a threshold that changes a little more than one in ten shows 8 or fewer of
             100 quite often. The slider below says how often.""",
         "yes: 8 percent is less than 10": """8 percent *of these 100*. On the next 100 it may be 13: the promise is
             about all prompts to come.""",
@@ -276,8 +277,9 @@ def ask_2(step_2_done):
 
 
 @app.function
-# EXERCISE 2. Return the probability of at most `count` changed prompts among `prompts`, if each changes with
-# probability `delta`. `comb(n, k)` of the standard library is the binomial coefficient.
+# EXERCISE 2. Return the probability of at most `count` changed prompts among `prompts`, if
+# each changes with probability `delta`. `comb(n, k)` of the standard library is the
+# binomial coefficient.
 def p_value(count, prompts, delta):
     raise kit.Todo
 

@@ -66,30 +66,37 @@ def trained():
 
 @app.cell(hide_code=True)
 def train_1():
-    model = trained()
+    model = kit.once(trained)
     prompt = model.tokenizer.encode(PROMPT).ids
     return model, prompt
 
 
-@app.cell(hide_code=True)
-def rounds_1(model, prompt):
-    def _written_in_rounds(_draft, _ahead):
-        """Return each round: the text before it, the drafted tokens, and how many of them the model says too."""
-        _text, _rounds = list(prompt), []
-        while len(_text) < len(prompt) + LENGTH:
-            _drafted = tk.generate(model, _text, _ahead, exit=_draft, stop=())[0, len(_text) :].tolist()
-            with tk.no_grad():
-                _logits = kit.host(model([_text + _drafted]).logits)[0]
-            _says = _logits[len(_text) - 1 :].argmax(axis=-1).tolist()
-            _good = 0
-            while _good < len(_drafted) and _drafted[_good] == _says[_good]:
-                _good += 1
-            _rounds.append((list(_text), _drafted, _good, _says[_good]))
-            _text += [*_drafted[:_good], _says[_good]]
-        return _rounds
+@app.function(hide_code=True)
+def written_in_rounds(draft, ahead):
+    """Return each round: the text before it, the drafted tokens, how many of them the model says too, its own token."""
+    model = kit.once(trained)
+    prompt = model.tokenizer.encode(PROMPT).ids
+    text, rounds = list(prompt), []
+    while len(text) < len(prompt) + LENGTH:
+        drafted = tk.generate(model, text, ahead, exit=draft, stop=())[0, len(text) :].tolist()
+        with tk.no_grad():
+            logits = kit.host(model([text + drafted]).logits)[0]
+        says = logits[len(text) - 1 :].argmax(axis=-1).tolist()
+        good = 0
+        while good < len(drafted) and drafted[good] == says[good]:
+            good += 1
+        rounds.append((list(text), drafted, good, says[good]))
+        text += [*drafted[:good], says[good]]
+    return rounds
 
-    rounds = _written_in_rounds(4, 4)
-    return (rounds,)
+
+@app.function(hide_code=True)
+def agreement_of_exits():
+    """Return the share of tokens that each exit says as the model does."""
+    model = kit.once(trained)
+    prompts = [model.tokenizer.encode(text).ids for text in (PROMPT, "An expression is", "If the name")]
+    found = exit_analysis.drift(model, prompts[: 1 if kit.fast() else 3], EXITS[:-1], LENGTH)
+    return dict(zip(found.exits, found.agreement_E.tolist(), strict=True))
 
 
 @app.cell(hide_code=True)
@@ -100,8 +107,8 @@ def slide_1():
 
 
 @app.cell(hide_code=True)
-def see_1(model, moment, rounds):
-    _before, _drafted, _good, _own = rounds[min(moment.value, len(rounds)) - 1]
+def see_1(model, moment):
+    _before, _drafted, _good, _own = _rounds[min(moment.value, len(_rounds)) - 1]
 
     _newline = "↵\n"
 
@@ -121,9 +128,10 @@ def see_1(model, moment, rounds):
 
 
 @app.cell(hide_code=True)
-def count_1(moment, prompt, rounds):
-    _round = min(moment.value, len(rounds))
-    _before, _, _good, _ = rounds[_round - 1]
+def count_1(moment, prompt):
+    _rounds = kit.once(written_in_rounds, 4, 4)
+    _round = min(moment.value, len(_rounds))
+    _before, _, _good, _ = _rounds[_round - 1]
     kit.bars(
         {"tokens written": len(_before) - len(prompt) + _good + 1, "passes of all blocks": _round},
         f"after round {_round}, with drafts of 4 tokens by 4 blocks",
@@ -146,9 +154,9 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. `drafted` is a list of k tokens; `says` a list of k + 1: says[i] is the model's token after the text and
-# drafted[:i]. Return the list of tokens that are written in this round: at least one, and none that the model would
-# not have written by itself.
+# EXERCISE 1. `drafted` is a list of k tokens; `says` a list of k + 1: says[i] is the
+# model's token after the text and drafted[:i]. Return the list of tokens that are written
+# in this round: at least one, and none that the model would not have written by itself.
 def written(drafted, says):
     raise kit.Todo
 
@@ -264,7 +272,7 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "tokens that the draft likes come too often": """They were kept as often as p allows already; every further
+        "tokens that the draft likes come too often": """they were kept as often as p allows already; every further
             draw of them from p is too much.""",
         "nothing is wrong: p is the model's law": """it would be, if nothing had been kept before. But the kept ones
             count too, and they are not spread like p.""",
@@ -330,8 +338,9 @@ def ask_2(step_2_done):
 
 
 @app.function
-# EXERCISE 2. `p` and `q` are the laws of the model and of the draft, NumPy arrays (tokens,) that are not equal. Return
-# the law, adding up to 1, from which a token is drawn in place of a refused one.
+# EXERCISE 2. `p` and `q` are the laws of the model and of the draft, NumPy arrays (tokens,)
+# that are not equal. Return the law, adding up to 1, from which a token is drawn in place
+# of a refused one.
 def second_law(p, q):
     raise kit.Todo
 
@@ -421,7 +430,7 @@ def step_3(step_2_done):
 def predict_3(step_2_done):
     step_2_done
     options_3 = {
-        "8 / 6: each token still climbs 6 blocks alone": """A round of k drafts writes k + 1 tokens and costs 6 k + 8
+        "8 / 6: each token still climbs 6 blocks alone": """a round of k drafts writes k + 1 tokens and costs 6 k + 8
             blocks: for long drafts, 8 / 6 at most. A good draft must be cheap above all.""",
         "any number, if drafts are long": """each drafted token costs 6 blocks of its own, however long the draft.""",
         "2: half of the passes are saved": """nearly all passes of 8 blocks are saved. But passes of 6 blocks came in
@@ -442,15 +451,6 @@ def reveal_3(guess_3, options_3):
 
 
 @app.cell(hide_code=True)
-def measure_3(model, prompt, step_3_done):
-    step_3_done
-    _prompts = [prompt, model.tokenizer.encode("An expression is").ids, model.tokenizer.encode("If the name").ids]
-    _found = exit_analysis.drift(model, _prompts[: 1 if kit.fast() else 3], EXITS[:-1], LENGTH)
-    agreement = dict(zip(_found.exits, _found.agreement_E.tolist(), strict=True))
-    return (agreement,)
-
-
-@app.cell(hide_code=True)
 def slide_3(step_3_done):
     step_3_done
     ahead = mo.ui.slider(1, 12, value=3, label="tokens drafted ahead", show_value=True)
@@ -459,11 +459,12 @@ def slide_3(step_3_done):
 
 
 @app.cell(hide_code=True)
-def see_3(agreement, ahead):
+def see_3(ahead):
+    _agreement = kit.once(agreement_of_exits)
     _lengths = np.arange(1, 13)
     _faster = {
         f"{_e} blocks": np.array([8 * sum(_a**_i for _i in range(_k + 1)) / (_k * _e + 8) for _k in _lengths])
-        for _e, _a in agreement.items()
+        for _e, _a in _agreement.items()
     }
     kit.row(
         kit.lines(
@@ -474,7 +475,7 @@ def see_3(agreement, ahead):
             mark=ahead.value,
         ),
         kit.bars(
-            {f"{_e} blocks": 100 * _a for _e, _a in agreement.items()},
+            {f"{_e} blocks": 100 * _a for _e, _a in _agreement.items()},
             "drafts that the model would write too, percent",
         ),
     )
