@@ -108,6 +108,7 @@ def slide_1():
 
 @app.cell(hide_code=True)
 def see_1(model, moment):
+    _rounds = kit.once(written_in_rounds, 4, 4)
     _before, _drafted, _good, _own = _rounds[min(moment.value, len(_rounds)) - 1]
 
     _newline = "↵\n"
