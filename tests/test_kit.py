@@ -11,7 +11,7 @@ pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
 from marimo._runtime.control_flow import MarimoStopError
 
 from tests.helpers import leaf
-from tinykron import kit
+from tinykron import backend, kit
 from tinykron.backend import to_device
 from tinykron.tensor import Tensor
 
@@ -175,3 +175,24 @@ def test_help_is_folded_and_ends_with_the_check():
     assert "Hint" in page("todo") and "Solution" in page("no")
     assert "Hint" not in page("ok") and "Another way" in page("ok")
     assert kit.help(kit.Result("f", "ok", ""), "", "\n    def f():\n        pass\n").solution == "def f():\n    pass"
+
+
+def test_what_is_made_once_is_made_anew_for_other_arguments_devices_and_code(monkeypatch):
+    calls = []
+
+    def make(value):
+        calls.append(value)
+        return [value]
+
+    first = kit.once(make, 1)
+    assert kit.once(make, 1) is first and kit.once(make, 2) == [2] and calls == [1, 2]
+    with backend.device("fake"):
+        assert kit.once(make, 1) is not first
+    monkeypatch.setenv("TINYKRON_LESSON_FAST", "1")
+    assert kit.once(make, 1) is not first
+    monkeypatch.delenv("TINYKRON_LESSON_FAST")
+
+    def make(value):  # edited by a learner
+        return [value + 1]
+
+    assert kit.once(make, 1) == [2]

@@ -44,6 +44,20 @@ def fast() -> bool:
     return os.environ.get("TINYKRON_LESSON_FAST") == "1"
 
 
+_made: dict[Any, Any] = {}
+
+
+def once(make: Callable[..., Any], *arguments: Any) -> Any:
+    """Return make(*arguments), made once for each device as long as the function's code stays the same: for training.
+
+    An export runs a lesson anew for each place of a slider, and the tests do for each wrong answer.
+    """
+    key = make.__code__, arguments, backend.current_device(), fast()
+    if key not in _made:
+        _made[key] = make(*arguments)
+    return _made[key]
+
+
 def _auto() -> bool:
     return os.environ.get("TINYKRON_LESSON_AUTO") == "1"
 
