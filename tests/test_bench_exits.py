@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.decoders import deep
-from tests.test_recipes import make_teacher, write_text
 from tests.test_thresholds import lists
+from tests.tiny_teacher import make_teacher, write_text
 from tinykron import bench_exits as module
 from tinykron import cli, exit_analysis
 from tinykron.bench import Spread

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from tests.test_recipes import make_teacher, write_text
-from tinykron import cli
+from tests.tiny_teacher import make_teacher, write_text
+from tinykron import cli, recipes
 from tinykron.data import shipped_folder
 
 BERT, LLAMA = (str(shipped_folder("weights") / name) for name in ("bert-tiny", "llama-tiny"))
-VERBS = ["info", "run", "train", "eval", "finetune", "generate", "bench"]
+VERBS = ["info", "run", "train", "eval", "finetune", "sort", "generate", "bench"]
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +79,22 @@ def test_eval_prints_what_a_text_costs(capsys, places):
 def test_run_prints_the_report_and_names_the_folder(capsys, places, tmp_path, monkeypatch):
     base, text, teacher = places
     monkeypatch.chdir(tmp_path)
-    code, out, err = call(capsys, "run", "kngpt2", "--model", teacher, "--data", text, "--json")
+    recipe = tmp_path / "kngpt2.toml"  # without the third stage, which would fine-tune on 1,563 examples
+    recipe.write_text(recipes.text("kngpt2").split("[finetune]")[0])
+    code, out, err = call(capsys, "run", recipe, "--model", teacher, "--data", text, "--json")
     assert code == 0 and "report and models: kngpt2" in err
     assert [model["name"] for model in json.loads(out)["models"]][0] == "teacher"
-    code, out, err = call(capsys, "run", "kngpt2", "--model", teacher, "--data", text)
+    code, out, err = call(capsys, "run", recipe, "--model", teacher, "--data", text)
     assert code == 0 and "perplexity" in out and "report and models: kngpt2-2" in err  # the first stays as it is
+
+
+def test_recipes_are_listed_and_shown(capsys):
+    code, out, _ = call(capsys, "run", "--list")
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == recipes.names()
+    code, out, _ = call(capsys, "run", "kngpt2", "--show")
+    assert code == 0 and out == recipes.text("kngpt2")
+    code, _, err = call(capsys, "run")
+    assert code == 2 and "expected a recipe: better, kngpt2" in err
 
 
 def test_train_makes_a_folder_that_generate_reads(capsys, places, tmp_path):
@@ -106,7 +117,7 @@ BAD_INPUT = {
     "a missing model": (["generate", "{base}/nowhere"], "nowhere"),
     "a file for a model": (["generate", "{text}"], "expected a folder"),
     "a model that writes nothing": (["generate", BERT], "no causal language"),
-    "a recipe for another family": (["run", "kngpt2", "--model", LLAMA], "Llama"),
+    "a recipe for another family": (["run", "kngpt2", "--model", LLAMA], "expected a Bert or GPT2, found a Llama"),
     "a temperature below 0": (["generate", "{teacher}", "--temperature", "-1"], "temperature"),
     "top-p above 1": (["generate", "{teacher}", "--top-p", "2"], "top_p"),
     "an empty prompt": (["generate", "{teacher}", "--prompt", ""], "prompt"),
@@ -114,7 +125,7 @@ BAD_INPUT = {
     "a missing text": ([*RUN, "--data", "{base}/no.txt", "--out", "{base}/x"], "no.txt"),
     "an empty text": ([*RUN, "--data", "{base}/empty.txt", "--out", "{base}/x"], "empty"),
     "a folder that exists": ([*RUN, "--data", "{text}", "--out", "{base}"], "exists"),
-    "a share above 1": (["run", "kngpt2", "--share", "7"], "share"),
+    "a share above 1": (["run", "kngpt2", "--set", "pretrain.share=7"], "share"),
     "a ratio below 1": (["info", "{teacher}", "--ratio", "0.5"], "ratio"),
     "a ratio that is no number": (["info", "{teacher}", "--ratio", "nan"], "ratio"),
     "info of a missing model": (["info", "{base}/nowhere"], "nowhere"),

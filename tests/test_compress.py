@@ -11,7 +11,7 @@ import pytest
 
 import tinykron as tk
 from tests.helpers import assert_close
-from tests.test_recipes import make_teacher, write_text
+from tests.tiny_teacher import make_teacher, write_text
 from tinykron import cli, compress, data, kron
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.masking import Masking

@@ -355,7 +355,13 @@ def test_a_task_brings_its_own_loss_and_its_batches():
     [
         ({}, {"n_head": 4}, Losses(), (), r"attention KL: student \(3, 2, 8, 8\) and teacher \(3, 4, 8, 8\)"),
         ({}, {"n_head": 4}, only("value_relation"), (), r"relation: student \(3, 2, 8, 8\) and teacher \(3, 4, 8, 8\)"),
-        ({}, {"vocab_size": 17}, only("logits"), (), r"logits: student \(3, 8, 13\) and teacher \(3, 8, 17\)"),
+        (
+            {},
+            {"vocab_size": 17},
+            only("logits"),
+            (),
+            r"the student has 13 tokens and its teacher 17; they read the same ids",
+        ),
         ({}, {"layers": 4}, Losses(), [0, 1, 2], r"found \[0, 1, 2\], expected 2 teacher layers in 0..3"),
         ({}, {"layers": 4}, Losses(), [0, 4], r"found \[0, 4\], expected 2 teacher layers in 0..3"),
         ({}, {"layers": 4}, Losses(), [-1, 3], r"found \[-1, 3\]"),

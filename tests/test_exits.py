@@ -19,7 +19,8 @@ from tests.bert_checkpoints import bert_tensors, with_class
 from tests.checkpoints import write_folder
 from tests.decoders import deep, greedy_by_confidence
 from tests.helpers import assert_close, host
-from tinykron import exits, gradcheck
+from tinykron import exits
+from tinykron.distill import Batch
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.generate import changes, generate
 
@@ -267,13 +268,34 @@ def test_sampled_losses_give_the_same_gradient_on_average(weights, draws):
     assert all(size == draws and law == pytest.approx(shares) for size, law in asked)
 
 
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_step_of_drawn_exits_is_on_average_one_of_all_exits(draws):
+    """The same identity for what training minimises: one scalar, whatever is drawn."""
+    model, weights = deep("gpt2", 3), exits.depth_weights((2, 3, 4), 4, 1.0)
+    batch, sampled = Batch(*BATCH), exits.SortedLoss(model, weights, draws=draws)
+    mean, value = [np.zeros(parameter.shape, np.float64) for parameter in model.parameters()], 0.0
+    for drawn in product(weights, repeat=draws):
+        sampled.generator = SimpleNamespace(choice=lambda *args, drawn=drawn, **options: list(drawn))
+        likely = np.prod([weights[exit] for exit in drawn])
+        loss, terms = sampled(batch)
+        value += likely * terms["drawn exits"]
+        for total, gradient in zip(mean, gradients(model, [loss]), strict=True):
+            total += likely * gradient
+    whole, _ = exits.SortedLoss(model, weights)(batch)
+    assert value == pytest.approx(whole.item(), rel=1e-5)
+    assert_gradients(mean, gradients(model, [whole]))
+    biased = exits.SortedLoss(model, exits.equal_weights((2, 3, 4)))(batch)[0]  # it would be seen
+    with pytest.raises(AssertionError):
+        assert_gradients(mean, gradients(model, [biased]))
+
+
 def test_sampled_losses_draw_by_weight_and_run_no_deeper_than_drawn():
     model, depths = deep("gpt2", 3), []
 
     class Watched(type(model)):
-        def forward(self, *args: Any, exit: int, **options: Any) -> Any:
-            depths.append(exit)
-            return super().forward(*args, exit=exit, **options)
+        def forward(self, *args: Any, exits: Any, **options: Any) -> Any:
+            depths.append(max(exits))
+            return super().forward(*args, exits=exits, **options)
 
     model.__class__ = Watched
     small = (BATCH[0][:1, :2], BATCH[1][:1, :2])
@@ -303,14 +325,23 @@ def test_inner_exits_learn_from_the_last_which_learns_nothing_from_them(device, 
     assert model.blocks[2].mlp.up.weight.grad is not None
 
 
-def test_the_divergence_has_the_gradient_that_differences_have():
-    teacher, counts = np.random.default_rng(1).standard_normal((4, 5)), np.array([True, False, True, True])
+@pytest.mark.parametrize("pull", [0.0, 0.5, 1.0])
+def test_it_is_all_the_same_how_many_positions_the_head_reads_at_once(device, monkeypatch, pull):
+    model, found = deep("llama", 5), []
+    for at_once in (256, 5, 1):
+        monkeypatch.setattr(exits, "POSITIONS_AT_ONCE", at_once)
+        loss, terms = exits.exit_loss(model, BATCH, {1: 0.5, 3: 1.0, 4: 2.0}, pull)
+        found.append((loss.item(), terms, gradients(model, [loss * 0.5])))
+    for value, terms, grads in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5)
+        assert terms == pytest.approx(found[0][1], rel=1e-4) and list(terms) == list(found[0][1])
+        assert_gradients(grads, found[0][2])
 
-    def divergence(logits: Any) -> Any:
-        return exits.kl_divergence(logits, tk.Tensor(teacher), counts)
 
-    gradcheck.gradcheck(divergence, np.random.default_rng(2).standard_normal((4, 5)))
-    assert_close(divergence(tk.Tensor(teacher)), np.float64(0.0))
+def test_targets_of_which_none_counts_make_a_loss_of_nothing():
+    model = deep("gpt2", 4)
+    loss, _ = exits.exit_loss(model, (BATCH[0], np.full_like(BATCH[1], -100)), {1: 1.0, 4: 1.0})
+    assert loss.item() == 0.0 and not any(gradient.any() for gradient in gradients(model, [loss]))
 
 
 @pytest.mark.parametrize("head", ["masked_lm", "sequence"])

@@ -16,7 +16,7 @@ from tinykron.backend import in_threads, to_device
 from tinykron.errors import TinykronError
 from tinykron.kron import candidates as module
 from tinykron.kron.algebra import divisors
-from tinykron.kron.candidates import candidates, undominated
+from tinykron.kron.candidates import _square, candidates, undominated
 from tinykron.kron.plan import Choice
 
 
@@ -123,3 +123,26 @@ def test_in_threads_keeps_the_order_and_passes_errors_on() -> None:
     assert in_threads(lambda item: item * 2, list(range(50))) == list(range(0, 100, 2))
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda item: 1 // item, [1, 0])
+
+
+# A first look at large Gram matrices ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum", ["flat", "falling", "one"])
+def test_the_estimate_of_a_grams_square_is_near(device, spectrum):
+    generator = np.random.default_rng(5)
+    scale = {"flat": np.ones(256), "falling": 0.99 ** np.arange(256), "one": np.eye(256)[0] * 50 + 1}[spectrum]
+    r_SL = to_device((scale[:, None] * generator.standard_normal((256, 400))).astype(np.float32), device)
+    exact = float(((r_SL @ r_SL.T) ** 2).sum())
+    tolerance = {"flat": 0.05, "falling": 0.15, "one": 0.7}[spectrum]  # where one direction stands out it is rough
+    assert abs(_square(r_SL) / exact - 1.0) < tolerance
+
+
+def test_a_sum_that_is_there_is_found_whatever_the_first_look_says(device):
+    generator = np.random.default_rng(6)
+    a, b = (generator.standard_normal((3, 16, 16)) for _ in range(2))
+    noise = 1e-3 * generator.standard_normal((256, 256))
+    w = to_device((sum(np.kron(x, y) for x, y in zip(a, b, strict=True)) + noise).astype(np.float32), device)
+    found = candidates(w)
+    mine = (found.shapes == (16, 16)).all(axis=1) & (found.terms == 3)
+    assert found.loss[mine] < 1e-5 and found.low_rank_loss(3 * 512) > 0.5

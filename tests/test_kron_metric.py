@@ -82,6 +82,26 @@ def test_the_inverse_of_a_root_by_halves(device: str, size: int, rows: int, monk
     assert_close(host(found.inverse) @ host(found.root), np.eye(size), atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 256])
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (7, 1), (16, 3), (16, 20)])
+def test_division_by_a_root_needs_no_inverse(
+    device: str, size: int, count: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "ROWS", rows)
+    s = to_device(second_moment(np.random.default_rng(0), size))
+    found = metrics.Root(metrics.checked(s, size, "s", s, 0.25))
+    x = np.random.default_rng(1).standard_normal((2, count, size))
+    assert_close(host(found.divide(to_device(x))) @ host(found.root), x, atol=1e-9)
+
+
+def test_division_by_no_root_a_diagonal_and_a_singular_one(device: str) -> None:
+    x = np.ones((1, 2))
+    assert metrics.Root(None).divide(x) is x
+    assert_close(metrics.Root(to_device(np.array([4.0, 0.0]))).divide(to_device(x)), np.array([[0.5, 0.0]]))
+    found = metrics.Root(to_device(np.array([[4.0, 0.0], [0.0, 0.0]])))
+    assert_close(host(found.divide(to_device(x))), x @ host(found.inverse))
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_singular_metric_has_a_pseudo_inverse(device: str, rank: int) -> None:
     s = second_moment(np.random.default_rng(0), 5, rank)

@@ -25,14 +25,15 @@ ORDER = """
 errors backend tensor shapes ops fused attention gradcheck nn progress
 kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
-kron.plan kron.budget kron.candidates kron.compress kron.planner kron.presets kron.__init__
-models.transformer models.gpt2 models.bert_config models.bert models.llama models.__init__
-safetensors_file tokenizer hub checkpoint data distances losses distill teacher_cache exits
-sampling continuation partial speculate bitexact generate thresholds
-optim masking evaluate exit_analysis wikitext train pretrain metrics features glue squad_score squad similarity
-standins tasks task_train finetune info compress report recipes reproduce relations sorted_study
-relations_decoding relations_sorted bench bench_kron bench_exits bench_exits_report
-cli_tasks cli_serve cli __init__ __main__
+kron.plan kron.budget kron.candidates kron.compress kron.nested kron.planner kron.presets kron.__init__
+models.checks models.transformer models.classes models.gpt2 models.bert_config models.bert models.llama
+models.exit_parts models.__init__
+safetensors_file tokenizer hub checkpoint data instructions accumulate features distances losses distill teacher_cache
+exits grid sampling continuation partial speculate bitexact generate thresholds closed_book
+optim masking evaluate exit_analysis wikitext train pretrain metrics glue squad_score squad similarity
+standins tasks task_train finetune info compress measurement text_finetune front elastic report recipes students stages
+reproduce relations material sort sorted_study relations_decoding relations_elastic relations_sorted bench bench_kron
+bench_exits bench_exits_report cli_elastic cli_tasks cli_serve cli_exits cli_recipes cli __init__ __main__
 """.split()
 EXCEPTIONS = {("tensor", "ops")}  # at its end: the operators of a Tensor are ops
 

@@ -10,14 +10,15 @@ import pytest
 
 from tests.decoders import tiny_gpt2
 from tests.helpers import host
-from tinykron import cli, data
+from tinykron import cli, data, kron
 from tinykron import relations_sorted as rs
 from tinykron.distill import Batch
 from tinykron.errors import TinykronError
 from tinykron.exits import SortedLoss, equal_weights, exit_loss
 from tinykron.fused import cross_entropy
 from tinykron.relations_decoding import DECODING, s9
-from tinykron.sorted_study import Scale, Study, cut
+from tinykron.relations_elastic import ELASTIC
+from tinykron.sorted_study import Scale, Study
 from tinykron.train import Settings, fit
 
 SMALL = Scale(steps=2, batch=1, context=16, held_out=128, prompts=2, new_tokens=3, seeds=1)
@@ -29,7 +30,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study(SMALL, tmp_path_factory.mktemp("study"))
 
 
-ALL = [*rs.RELATIONS, *DECODING]
+ALL = [*rs.RELATIONS, *DECODING, *ELASTIC]
 QUICK = [one for one in ALL if one.id not in ("B6", "S6")]  # many prompts; timings
 
 
@@ -41,7 +42,7 @@ def test_a_relation_gives_what_its_rule_asks_for(study: Study, relation: rs.Rela
 
 def test_names_are_unique_and_greedy_drafts_change_nothing(study: Study) -> None:
     names = [one.id for one in ALL]
-    assert len(set(names)) == len(names) and {f"S{n}" for n in range(1, 14)} <= set(names)
+    assert len(set(names)) == len(names) and {"B7", *(f"S{n}" for n in range(1, 14))} <= set(names)
     assert s9(study, 0)["differing tokens"] == 0.0
 
 
@@ -55,7 +56,7 @@ def test_a_model_is_trained_once(study: Study, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_cut_model_is_the_exit() -> None:
     model = tiny_gpt2(0, n_layer=3).eval()
-    part, ids = cut(model, 2), TOKENS[None, :9]
+    part, ids = kron.cut(model, 2), TOKENS[None, :9]
     np.testing.assert_array_equal(host(part(ids).logits), host(model(ids, exit=2).logits))
     assert part.config.n_layer == 2 and len(model.blocks) == 3
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_recipes import make_teacher, write_text
+from tests.tiny_teacher import make_teacher, write_text
 from tinykron import cli, data, reproduce
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.reproduce import METHODS, Row, Scale, balanced, tiny_b

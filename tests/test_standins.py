@@ -7,9 +7,11 @@ import json
 import pytest
 
 from tinykron import data, standins
+from tinykron.closed_book import parse_trivia
 from tinykron.data import Docstring
 from tinykron.errors import DataError
 from tinykron.glue import PAIR
+from tinykron.instructions import parse_instructions
 
 LIBRARY = [
     *(
@@ -113,6 +115,19 @@ def test_returns_asks_for_spans_and_every_other_time_in_vain(library):
             assert context[answer["answer_start"] :].startswith(answer["text"])
             assert answer["text"].startswith("the number of books on shelf ") and "." not in answer["text"]
     assert sum(question["is_impossible"] for _, question in asked) == 30
+
+
+def test_instructions_and_questions_are_read_as_alpacas_and_triviaqas(library):
+    [(name, text)] = standins.files("docs/instructions").items()
+    told = parse_instructions(text, name)
+    assert any("### Input:\nshelf.sort_7\n" in one.prompt and "on shelf 7, in place." in one.answer for one in told)
+    assert len({one.answer for one in told}) == len(told)  # no sentence stands on both sides
+    [(name, text)] = standins.files("docs/questions").items()
+    asked = {one.prompt: one for one in parse_trivia(text, name)}
+    found = asked["Question: Which module has the function sort_7?\nAnswer:"]
+    assert (found.answer, found.accepted) == (" shelf", ("shelf",))
+    several = asked["Question: Which module has the function work_0?\nAnswer:"]
+    assert several.accepted == tuple(f"{package}.part" for package in standins.PACKAGES)
 
 
 @pytest.mark.parametrize("name", standins.MAKERS)

@@ -12,7 +12,7 @@ import pytest
 import tinykron as tk
 from tests.decoders import deep
 from tests.helpers import host
-from tests.test_recipes import make_teacher, write_text
+from tests.tiny_teacher import make_teacher, write_text
 from tinykron import exits, thresholds
 from tinykron.errors import CheckpointError, DataError, TinykronError, UntrainedExitWarning
 from tinykron.generate import changes

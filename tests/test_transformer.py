@@ -179,3 +179,11 @@ def test_heads_make_the_scores_and_come_from_the_states(device, family):
         assert_close(v_BGTK.swapaxes(1, 2).reshape(v_BTD.shape), v_BTD)
         assert heads.scores is None  # they are handed out once
     assert model(IDS).attention_heads is None
+
+
+def test_states_are_what_the_head_reads(family: Any) -> None:
+    model, _ = family
+    out = model(IDS, exits=(1, BLOCKS), read=False)
+    assert out.logits is None and list(out.states) == [1, BLOCKS]
+    for exit, state in out.states.items():
+        assert_close(model.read(state), host(model(IDS, exit=exit).logits))

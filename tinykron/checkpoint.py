@@ -20,9 +20,11 @@ from tinykron.backend import to_device, to_host, xp_of
 from tinykron.errors import CheckpointError
 from tinykron.hub import resolve
 from tinykron.kron.compress import plan_of, restructure
+from tinykron.kron.nested import kron_layers
 from tinykron.kron.plan import KronPlan
 from tinykron.models import bert, gpt2, llama
-from tinykron.models.transformer import Name
+from tinykron.models.exit_parts import add_parts, kind_of
+from tinykron.models.transformer import Name, trained_exits
 from tinykron.nn import Parameter, Unset, mismatch
 from tinykron.safetensors_file import FLOATS, Stored, contents, parse_json, write
 from tinykron.tokenizer import TOKENIZER, load_tokenizer
@@ -45,7 +47,7 @@ class Family:
 
 
 FAMILIES = {
-    "gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.ignored),
+    "gpt2": Family(gpt2.GPT2Config.from_dict, gpt2.GPT2, gpt2.names, gpt2.PREFIXES, gpt2.ignored, gpt2.told_by_tensors),
     "bert": Family(bert.BertConfig.from_dict, bert.Bert, bert.names, bert.PREFIXES, bert.ignored, bert.told_by_tensors),
     "llama": Family(llama.LlamaConfig.from_dict, llama.Llama, llama.names, llama.PREFIXES, llama.ignored),
 }
@@ -80,7 +82,7 @@ def load(model: str | os.PathLike[str], download: bool = False) -> Any:
     path, tensors = _tensors(folder)
     config = family.absent(config, {_without_prefix(name, family) for name in tensors})
     try:
-        made = _build(family, config, KronPlan.from_json(json.dumps(own["kron"])) if "kron" in own else None)
+        made = _build(family, config, own)
     except (MemoryError, ValueError) as error:  # NumPy's for sizes beyond all reason, and our own
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     _fill(made, family, tensors, path)
@@ -97,10 +99,18 @@ def stored_dtype(folder: str | os.PathLike[str]) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def _build(family: Family, config: dict[str, Any], plan: KronPlan | None) -> Any:
-    """Return the model that a configuration and a plan describe, its weights unset."""
+def _build(family: Family, config: dict[str, Any], own: dict[str, Any]) -> Any:
+    """Return the model that a configuration describes, its weights unset.
+
+    own  what it says under "tinykron": "kron", the plan of Kronecker factors; "exits", the depths that were trained;
+         "exit_parts", which parts each of them but the last has of its own
+    """
     model = family.model(family.config(config), Unset())
-    return restructure(model, plan) if plan else model
+    if "exits" in own:
+        model.exits = trained_exits(own["exits"], len(model.blocks))
+    if "exit_parts" in own:
+        add_parts(model, own["exit_parts"], [exit for exit in model.exits if exit < len(model.blocks)])
+    return restructure(model, KronPlan.from_json(json.dumps(own["kron"]))) if "kron" in own else model
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -232,7 +242,8 @@ def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> 
     folder  must not exist, or be empty; it appears when all is written, and does not appear if anything fails
             (a process killed meanwhile leaves a hidden folder `.<name>.<process>.partial` beside it)
     dtype   of the tensors: "float32", "bfloat16" or "float16"
-    A factorised model is described in config.json under "tinykron"; its factors have our own names.
+    What transformers does not know is in config.json under "tinykron": the plan of a factorised model, whose factors
+    have our own names; the exits that were trained, and what they have of their own.
     Raises CheckpointError where the folder is not empty or cannot be written.
     """
     folder = Path(folder).resolve()
@@ -259,8 +270,13 @@ def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> 
 def _config(model: Any, dtype: str) -> dict[str, Any]:
     """Return what config.json says of a model, after checking that this describes it."""
     config = model.config.to_dict() | {"dtype": dtype, "torch_dtype": dtype}  # transformers since 5, and before
+    if any(layer.unused for layer in kron_layers(model)):
+        raise CheckpointError("save: the model shares its factors with a larger one; kron.cut makes it its own")
     plan = plan_of(model)
-    described = {name: parameter.shape for name, parameter in _build(_family(model), config, plan).named_parameters()}
+    told: dict[str, Any] = {"kron": json.loads(plan.to_json())} if plan else {}
+    told |= {"exits": list(model.exits)} if model.exits else {}
+    told |= {"exit_parts": kind} if (kind := kind_of(model)) else {}
+    described = {name: parameter.shape for name, parameter in _build(_family(model), config, told).named_parameters()}
     own = {name: parameter.shape for name, parameter in model.named_parameters()}
     if described != own:
         wrong = [
@@ -270,7 +286,7 @@ def _config(model: Any, dtype: str) -> dict[str, Any]:
         ]
         message = mismatch(list(described.keys() - own.keys()), list(own.keys() - described.keys()), wrong)
         raise CheckpointError(f"save: the model does not fit its own configuration\n{message}")
-    return config | ({"tinykron": {"kron": json.loads(plan.to_json())}} if plan else {})
+    return config | ({"tinykron": told} if told else {})
 
 
 def _family(model: Any) -> Family:

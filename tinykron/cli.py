@@ -10,22 +10,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinykron import cli_serve
+from tinykron import cli_elastic, cli_serve
 from tinykron.backend import current_device, device, recycled_memory
-from tinykron.cli_serve import bench_options, calibrate_options, generate_options
+from tinykron.cli_exits import sort_options
+from tinykron.cli_recipes import recipe_options
 from tinykron.cli_tasks import TASK_HELP, finetune_options
 from tinykron.errors import TinykronError
 
 EXAMPLES = """\
 examples:
-  tinykron run kngpt2                          halve the shipped GPT-2, distil it, report (under 3 minutes)
-  tinykron run kngpt2 --model FOLDER --data TEXT --out DIR
+  tinykron run kngpt2                          halve the shipped GPT-2, distil it, fine-tune it, report
+  tinykron run better --model MODEL --data TEXT --set factorise.params=0.3 --out DIR
   tinykron compress MODEL --params 0.5 --out DIR  half the parameters: planned, fitted to a text, measured
   tinykron info MODEL --ratio 4                its matrices, its costs, what Kronecker factors would keep
   tinykron eval MODEL --data TEXT              perplexity of a text, with --context and --stride
   tinykron finetune --out my-bert              teach the shipped BERT which package a docstring belongs to
   tinykron eval my-bert --task docs/package    how well it does at that
+  tinykron sort --exits 2,4,6 --out my-sorted  fine-tune exits after 2, 4, 6 and all blocks
   tinykron generate --prompt "The list type"   text from the shipped GPT-2
+  tinykron sort --ranks 1,2,4 --exits 2,4,6,8 --out DIR  one model in which each depth and rank is a model
   tinykron train --out my-gpt2                 train a small GPT-2 on the text that every Python carries
   tinykron bench engine                        the engine beside PyTorch, where that is installed
   tinykron bench kron                          Kronecker layers beside the dense one, and beside peers
@@ -86,15 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--ratio", type=float, default=2.0, help="by which the factors are smaller (default 2)")
 
     run = verb("run", _run, "run a recipe: take a checkpoint, make a smaller one, report what it cost")
-    run.add_argument("recipe", choices=("kngpt2",), help="kngpt2: Kronecker factors, then light distillation")
+    recipe_options(run)
     takes_model(run, "--model")
-    run.add_argument("--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)")
-    run.add_argument("--out", metavar="DIR", help="folder to make (default: kngpt2, or kngpt2-2 if that exists, ...)")
-    run.add_argument("--share", type=float, default=0.1, help="of the text, for the light training (default 0.1)")
-    run.add_argument("--passes", type=int, default=1, help="over that share (default 1)")
-    run.add_argument(
-        "--head", choices=("tied", "dense"), default="tied", help="output head (default tied; paper: dense)"
-    )
 
     train = verb("train", _train, "train a small model from a configuration, as the shipped ones were made")
     train.add_argument("recipe", nargs="?", metavar="CONFIG", help="TOML file (default: that of the shipped gpt2-tiny)")
@@ -128,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="TEXT", help="text file or folder (default: what training held out); the files of a --task"
     )
-    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; lm/wikitext; similarity/sts")
+    evaluate.add_argument("--task", metavar="TASK", help=f"{TASK_HELP}; qa/closed-book; similarity/sts")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="of lm/wikitext (default test)")
     evaluate.add_argument("--predict", metavar="DIR", help="of a --task: write its test set's answers for the server")
     evaluate.add_argument(
@@ -137,18 +133,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--stride", type=int, metavar="N", help="between two windows (default: the context)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="of tokens that a masked model hides (default: all)")
 
-    tune = verb("finetune", _finetune, "fine-tune a BERT on a labelled task")
+    tune = verb("finetune", _finetune, "fine-tune a model on a labelled task or on a text")
     takes_model(tune)
     finetune_options(tune)
 
+    sort = verb("sort", _sort, "fine-tune a model so that chosen depths are models of their own, beside baselines")
+    takes_model(sort)
+    sort_options(sort)
+    cli_elastic.add_options(sort)
+    cli_serve.calibrate_options(sort)
+
     generate = verb("generate", _generate, "continue a prompt")
     takes_model(generate)
-    generate_options(generate)
-
-    sort = verb("sort", _sort, "calibrate thresholds at which tokens leave early, with a promise")
-    takes_model(sort)
-    sort.add_argument("--exits", metavar="2,4", help="numbers of blocks to leave after (default: those trained)")
-    calibrate_options(sort)
+    cli_serve.generate_options(generate)
+    cli_elastic.budget_options(generate)
 
     again = verb("reproduce", _reproduce, "answer a claim by experiment: mean and spread over seeds")
     papers = "fit: which way to make a matrix smaller loses least; sorted-llama: what Sorted LLaMA claims"
@@ -168,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=2, metavar="N", help="alike on both sides (default 2)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each side, per row (default 5)")
     bench.add_argument("--full", action="store_true", help="kron: every matrix, shape, number of terms and rows")
-    bench_options(bench)
+    cli_serve.bench_options(bench)
     return parser
 
 
@@ -234,29 +232,19 @@ def _compress(options: argparse.Namespace) -> int:
 def _finetune(options: argparse.Namespace) -> int:
     from tinykron import cli_tasks
 
-    return cli_tasks.finetune(options, _model_folder(options, "bert-tiny"))
+    return cli_tasks.finetune(options, _model_folder(options, cli_tasks.shipped(options.task)))
+
+
+def _sort(options: argparse.Namespace) -> int:
+    from tinykron import cli_exits
+
+    return cli_exits.sort(options, _model_folder(options))
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tinykron import recipes, report
+    from tinykron import cli_recipes
 
-    settings = recipes.KnGPT2(share=options.share, passes=options.passes, head=options.head, seed=options.seed or 0)
-    out = Path(options.out) if options.out else _free(Path(options.recipe))
-    found = recipes.kngpt2(_model_folder(options), options.data, out, settings)
-    if found is None:
-        return 130
-    print(report.as_json(found) if options.json else report.render(found))
-    print(f"report and models: {out}", file=sys.stderr)
-    return 0
-
-
-def _free(folder: Path) -> Path:
-    """Return the first of folder, folder-2, folder-3, ... that does not exist."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+    return cli_recipes.run(options)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -274,12 +262,6 @@ def _train(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     return cli_serve.generate(options, _model_folder(options))
-
-
-def _sort(options: argparse.Namespace) -> int:
-    if options.calibrate is None:
-        raise TinykronError("sort: expected --calibrate delta=0.05 epsilon=0.05 --prompts FILE")
-    return cli_serve.calibrate(options, _model_folder(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -14,17 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tinykron.cli_elastic import numbers, within_budget
 from tinykron.errors import TinykronError, UntrainedExitWarning
 
 PROBE = 24  # tokens that `--speculate auto` writes to see which exit agrees with the model
-
-
-def numbers(text: str, what: str) -> tuple[int, ...]:
-    """Return "2,4,6" as numbers. Raises TinykronError, naming the option, for anything else."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise TinykronError(f"{what}: expected whole numbers with commas between them, such as 2,4,6, found {text!r}")
-    return tuple(map(int, parts))
 
 
 def bench_options(bench: argparse.ArgumentParser) -> None:
@@ -42,8 +35,8 @@ def bench_exits(options: argparse.Namespace, folder: Path) -> int:
 
     found = measure(
         folder,
-        numbers(options.exits, "--exits") if options.exits else None,
-        numbers(options.drafts, "--drafts") if options.drafts else None,
+        numbers("--exits", options.exits) if options.exits else None,
+        numbers("--drafts", options.drafts) if options.drafts else None,
         options.data,
         threads=options.threads,
         repeats=options.repeats,
@@ -87,6 +80,7 @@ def generate(options: argparse.Namespace, folder: Path) -> int:
     model = checkpoint.load(folder)
     if model.tokenizer is None:
         raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
+    model = within_budget(options, folder, model)
     ids = model.tokenizer.encode(options.prompt).ids
     count = options.max_new_tokens
     if count is None:
@@ -309,7 +303,8 @@ def calibrate(options: argparse.Namespace, folder: Path) -> int:
     if not options.prompts:
         raise TinykronError("--calibrate: expected --prompts FILE")
     given = _settings(options.calibrate)
-    exits = numbers(options.exits, "--exits") if options.exits else None
+    named = options.exits and options.out is None  # else they were trained just now, and the folder names them
+    exits = numbers("--exits", options.exits) if named else None
     with _told_of_exits():
         found, promise = thresholds.calibrate_folder(folder, options.prompts, exits=exits, **given)
     if options.json:

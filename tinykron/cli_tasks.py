@@ -12,13 +12,15 @@ from typing import Any
 
 from tinykron.errors import TinykronError
 
-TASK_HELP = "glue/sst2, glue/mnli, ...; squad/1.1, squad/2.0; docs/package, docs/neighbours, docs/returns"
+TASK_HELP = "lm/wikitext; glue/sst2, glue/mnli, ...; squad/1.1, squad/2.0; docs/package, docs/neighbours, docs/returns"
 PRESETS = "tiny, bert, kroneckerbert, kroneckerbert8, kroneckerbert21"
 
 
 def finetune_options(tune: argparse.ArgumentParser) -> None:
     """Add what `finetune` takes beside a model."""
-    tune.add_argument("--task", metavar="TASK", default="docs/package", help=f"{TASK_HELP} (default docs/package)")
+    tune.add_argument(
+        "--task", metavar="TASK", default="docs/package", help=f"{TASK_HELP}; lm/text (default docs/package)"
+    )
     tune.add_argument("--data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
     tune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     tune.add_argument("--preset", metavar="NAME", help=f"settings: {PRESETS} (default tiny without a MODEL, else bert)")
@@ -34,17 +36,19 @@ def finetune_options(tune: argparse.ArgumentParser) -> None:
 
 def shipped(task: str) -> str:
     """Return the shipped model that a task is tried with."""
-    return "gpt2-tiny" if task.startswith("lm/") else "bert-tiny"
+    return "gpt2-tiny" if task.startswith(("lm/", "qa/")) else "bert-tiny"
 
 
 def evaluate(options: argparse.Namespace, folder: Path) -> int:
     """Run `eval` with a --task."""
-    from tinykron import checkpoint, similarity, tasks, wikitext
+    from tinykron import checkpoint, closed_book, similarity, tasks, wikitext
 
     if options.task == wikitext.NAME:
         return _evaluate_wikitext(options, folder)
     if options.task == similarity.NAME:
         return _evaluate_similarity(options, folder)
+    if options.task == closed_book.NAME:
+        return _evaluate_questions(options, folder)
     if options.stride is not None or options.limit is not None:
         raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
     task = tasks.find(options.task)
@@ -89,11 +93,38 @@ def _evaluate_similarity(options: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
+def _evaluate_questions(options: argparse.Namespace, folder: Path) -> int:
+    """Answer closed-book questions by all blocks, and by each exit that the folder says was trained."""
+    from tinykron import checkpoint, closed_book, standins
+
+    if options.predict or options.limit is not None or options.stride is not None or options.context is not None:
+        raise TinykronError(f"{closed_book.NAME}: expected --data alone")
+    if options.data is None:
+        [(name, text)] = standins.files("docs/questions").items()
+        questions = closed_book.parse_trivia(text, name)
+    else:
+        questions = closed_book.read_questions(options.data)
+    model = checkpoint.load(folder)
+    blocks = len(model.blocks)
+    right = {
+        exit: closed_book.exact_matches(model, questions, exit if exit < blocks else None, f"{exit} blocks")
+        for exit in model.exits or (blocks,)
+    }
+    if options.json:
+        print(_json({"task": closed_book.NAME, "questions": len(questions), "exact_match": right}))
+    else:
+        lines = [f"{exit} blocks: {share:.2f} %" for exit, share in right.items()]
+        print("\n".join([f"exact match of {len(questions):,} answers", *lines]))
+    return 0
+
+
 def finetune(options: argparse.Namespace, folder: Path) -> int:
     """Run `finetune`."""
-    from tinykron import tasks
+    from tinykron import tasks, text_finetune
     from tinykron.finetune import finetune, preset, summary
 
+    if options.task in text_finetune.NAMES:
+        return _finetune_text(options, folder)
     task = tasks.find(options.task)
     lrs, settings = preset(options.preset or ("bert" if options.model else "tiny"), task)
     names = ("epochs", "batch", "accumulate", "context", "patience", "class_weights", "seed")
@@ -108,6 +139,26 @@ def finetune(options: argparse.Namespace, folder: Path) -> int:
         print(_json(asdict(found) | {"out": options.out}))
     else:
         print("\n".join([*summary(found.runs), tasks.render(found.saved)]))
+    return 0
+
+
+def _finetune_text(options: argparse.Namespace, folder: Path) -> int:
+    from tinykron import text_finetune
+
+    if options.preset or options.patience is not None or options.class_weights or options.seeds > 1:
+        raise TinykronError(f"{options.task}: takes neither --preset nor --patience, --seeds or --class-weights")
+    names = ("epochs", "batch", "accumulate", "context", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.lr:
+        if len(options.lr) > 1:
+            raise TinykronError(f"{options.task}: --lr: found {len(options.lr)}, expected one")
+        given["lr"] = options.lr[0]
+    settings = text_finetune.TextTuning(**given)
+    found = text_finetune.finetune_text(folder, options.task, options.out, options.data, settings)
+    if found is None:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    print(_json(asdict(found) | {"out": options.out}) if options.json else text_finetune.render(found))
     return 0
 
 

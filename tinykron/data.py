@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,16 @@ class Document:
 
     name: str
     text: str
+
+
+class Named(Protocol):
+    """What can be held out: a document, an example."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Named)
 
 
 # Documents ----------------------------------------------------------------------------------------------------------
@@ -172,8 +182,8 @@ def _without_repeats(documents: Sequence[Document]) -> list[Document]:
     return [kept[document.name] for document in documents if document.name in kept]
 
 
-def split(documents: Sequence[Document], held_out: float = 0.05) -> tuple[list[Document], list[Document]]:
-    """Return (training documents, held-out documents), both in their given order.
+def split(documents: Sequence[Item], held_out: float = 0.05) -> tuple[list[Item], list[Item]]:
+    """Return (training documents, held-out documents), both in their given order; or of anything else with a name.
 
     A document's side depends on its name alone, so it is the same on every machine and whatever else is in the corpus.
     Where no name falls in the held-out share, the one nearest to it is taken. Raises DataError if a side stays empty.
@@ -191,7 +201,7 @@ def split(documents: Sequence[Document], held_out: float = 0.05) -> tuple[list[D
     return train, rest
 
 
-def _place(document: Document) -> float:
+def _place(document: Named) -> float:
     """A number in [0, 1) drawn by the document's name."""
     return int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:6], "big") / 2**48
 
@@ -229,9 +239,7 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> np.ndarray:
     That is the first the tokenizer has of `ENDS`: GPT-2's `<|endoftext|>`, LLaMA's, BERT's `[SEP]`.
     Truncation and padding set in the tokenizer are not applied. Raises DataError if the tokenizer has no such token.
     """
-    end = next((number for token in ENDS if (number := tokenizer.token_to_id(token)) is not None), None)
-    if end is None:
-        raise DataError(f"the tokenizer has none of {', '.join(ENDS)}; one has to stand between documents")
+    end = end_token(tokenizer)
     tokenizer = uncut(tokenizer)
     parts = []
     for start in range(0, len(documents), ENCODE_AT_ONCE):
@@ -239,6 +247,14 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> np.ndarray:
         for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
             parts.append(np.array([*encoding.ids, end], dtype=np.int32))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """Return the id of the first token of `ENDS` that a tokenizer has. Raises DataError if it has none."""
+    end = next((number for token in ENDS if (number := tokenizer.token_to_id(token)) is not None), None)
+    if end is None:
+        raise DataError(f"the tokenizer has none of {', '.join(ENDS)}; one has to stand behind each text")
+    return end
 
 
 def uncut(tokenizer: Tokenizer) -> Tokenizer:
@@ -299,7 +315,7 @@ def _need(tokens: np.ndarray, count: int) -> None:
 
 
 def shipped_folder(kind: str) -> Path:
-    """Return the shipped folder `kind` ("weights" or "lessons"): in the installed package, or beside it in a clone."""
+    """Return the shipped folder "weights", "recipes" or "lessons": in the installed package, or beside it."""
     package = Path(__file__).parent
     for folder in (package / kind, package.parent / kind):
         if folder.is_dir():

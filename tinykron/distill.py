@@ -23,6 +23,7 @@ from tinykron.distances import (
     relation_kl,
 )
 from tinykron.errors import ShapeError, TinykronError
+from tinykron.features import inputs
 from tinykron.losses import OF_THE_TEXT, RELATIONS, Losses
 from tinykron.losses import Schedule as Schedule
 from tinykron.models.transformer import Output, check_mask
@@ -75,7 +76,8 @@ class Distillation:
     layers     the teacher's layer for each of the student's; by default `layer_map`
     label_loss (logits, batch) -> scalar: the term "cross_entropy". A task brings its own
     seed       of the adapters' first values
-    Raises TinykronError for losses that need a teacher where none is given, and for a layer map that does not fit.
+    Raises TinykronError for losses that need a teacher where none is given, for a teacher of another vocabulary, and
+    for a layer map that does not fit.
     """
 
     student: Any
@@ -93,6 +95,11 @@ class Distillation:
         generator = np.random.default_rng(self.seed)
         width = len(self.student.norm.weight)
         if self.losses.needs_teacher:
+            ours, theirs = (model.config.vocab_size for model in (self.student, self.teacher))
+            if ours != theirs:
+                raise TinykronError(
+                    f"distillation: the student has {ours} tokens and its teacher {theirs}; they read the same ids"
+                )
             depth, deepest = len(self.student.blocks), len(self.teacher.blocks)
             self.layers = list(self.layers) or layer_map(depth, deepest)
             if len(self.layers) != depth or not all(0 <= layer < deepest for layer in self.layers):
@@ -200,13 +207,8 @@ class Distillation:
 
 def _run(model: Any, batch: Any, terms: Collection[str]) -> Output:
     """Run a model with what the terms look at inside."""
-    inputs = [batch.ids_BT]
-    if batch.types_BT is not None:
-        inputs += [batch.mask_BT, batch.types_BT]
-    elif batch.mask_BT is not None:
-        inputs += [batch.mask_BT]
     relations = bool(RELATIONS.keys() & set(terms))
-    return model(*inputs, attention_scores="attention" in terms, attention_heads=relations)
+    return model(*inputs(model, batch), attention_scores="attention" in terms, attention_heads=relations)
 
 
 def _logits(out: Output) -> Tensor:

@@ -93,12 +93,10 @@ def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Mas
 
     It is what training minimises, and cheap; pseudo-perplexity hides one token at a time.
     """
-    inner = min(context - 2, len(tokens))
-    ids_WT = masking.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
-    inputs_WT, targets_WT = masking.hide(ids_WT, np.random.default_rng(0))
+    inputs_WT, targets_WT = masking.windows(tokens, context)
     nats, count = 0.0, 0
     with no_grad(), evaluating(model):
-        for start in range(0, len(ids_WT), batch):
+        for start in range(0, len(inputs_WT), batch):
             targets_BT = targets_WT[start : start + batch]
             counted = int((targets_BT != data.IGNORED).sum())
             loss = cross_entropy(model(inputs_WT[start : start + batch]).logits, targets_BT, data.IGNORED)
@@ -181,7 +179,7 @@ def evaluate(
     Raises TinykronError, before the model runs, for a model that predicts no tokens and for settings out of range.
     """
     causal = hasattr(model, "cache")
-    if not causal and getattr(model.config, "head", None) != "masked_lm":
+    if getattr(model.config, "head", None) != (None if causal else "masked_lm"):
         raise TinykronError(f"eval: this {type(model).__name__} has no head that predicts tokens")
     if model.tokenizer is None:
         raise TinykronError("eval: the model has no tokenizer to read text with")

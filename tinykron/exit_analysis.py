@@ -8,6 +8,7 @@ Letters: B batch, T positions, N output positions, V vocabulary, E exits, L leve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,51 @@ import numpy as np
 from tinykron import data
 from tinykron.backend import to_host
 from tinykron.errors import DataError
-from tinykron.fused import cross_entropy
+from tinykron.exits import Batch, exit_loss
 from tinykron.generate import Trace, generate
+from tinykron.masking import Masking
 from tinykron.models.transformer import check_exits
 from tinykron.nn import evaluating
+from tinykron.progress import Progress
 from tinykron.tensor import no_grad
 
-LOGITS_AT_ONCE = 1024  # rows of logits of each exit
+TOKENS_AT_ONCE = 2048  # of a pass
 
 Prompts = Sequence[Sequence[int]]
 
 
-def losses(model: Any, tokens: np.ndarray, context: int, exits: Sequence[int]) -> dict[int, float]:
+def losses(
+    model: Any, tokens: np.ndarray, context: int, exits: Sequence[int], masking: Masking | None = None
+) -> dict[int, float]:
     """Return each exit's mean cross-entropy over a text, in nats a token: {blocks: loss}, all from the same passes.
 
-    tokens  (N,) ids, read in windows of `context` side by side; every token but the first is predicted once
+    tokens   (N,) ids, read in windows of `context` side by side; every token but the first is predicted once
+    masking  of a masked language model: hidden tokens are predicted instead, the same ones each time
+    """
+    inputs_WT, targets_WT = masking.windows(tokens, context) if masking else data.windows(tokens, context)
+    rows = max(1, TOKENS_AT_ONCE // context)
+    starts = range(0, len(inputs_WT), rows)
+    return losses_of(model, [(inputs_WT[i : i + rows], targets_WT[i : i + rows]) for i in starts], exits)
+
+
+def losses_of(model: Any, batches: Sequence[Batch], exits: Sequence[int], title: str = "") -> dict[int, float]:
+    """Return each exit's mean cross-entropy over batches, in nats a target that counts: {blocks: loss}.
+
+    With a `title`, progress is shown. Raises DataError if no target counts.
     """
     depths = check_exits(None, exits, len(model.blocks))
-    inputs_WT, targets_WT = data.windows(tokens, context)
-    sums, count, batch = dict.fromkeys(depths, 0.0), 0, max(1, LOGITS_AT_ONCE // context)
-    with no_grad(), evaluating(model):
-        for start in range(0, len(inputs_WT), batch):
-            targets_BT = targets_WT[start : start + batch]
-            counted = int((targets_BT != data.IGNORED).sum())
-            served = model(inputs_WT[start : start + batch], exits=depths).exits
-            for depth in depths:
-                sums[depth] += cross_entropy(served[depth], targets_BT, data.IGNORED).item() * counted
+    sums, count = dict.fromkeys(depths, 0.0), 0
+    shown = Progress(title, len(batches), "batches") if title else nullcontext()
+    with no_grad(), evaluating(model), shown as progress:
+        for batch in batches:
+            counted = int((batch[1] != data.IGNORED).sum())
+            _, terms = exit_loss(model, batch, dict.fromkeys(depths, 1.0))
+            sums = {depth: total + terms[f"exit {depth}"] * counted for depth, total in sums.items()}
             count += counted
+            if progress:
+                progress.advance(1)
+    if not count:
+        raise DataError("exit losses: expected targets, found none that counts")
     return {depth: total / count for depth, total in sums.items()}
 
 

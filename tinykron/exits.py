@@ -6,15 +6,18 @@ Letters: B batch, T positions, V vocabulary, P prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tinykron import fused
-from tinykron.backend import to_host
+from tinykron import fused, ops
+from tinykron.accumulate import accumulated
+from tinykron.backend import to_device, to_host
 from tinykron.data import IGNORED
+from tinykron.distances import logit_kl
 from tinykron.distill import Distillation, total
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.losses import Losses
@@ -23,6 +26,8 @@ from tinykron.tensor import Tensor, no_grad
 
 Batch = Sequence[Any]  # inputs, targets, and what else the model's forward takes: a mask, token types
 Candidate = TypeVar("Candidate")
+
+POSITIONS_AT_ONCE = 256  # that the head reads: bounds the logits that are alive in a training step
 
 
 def confidence(logits: np.ndarray) -> np.ndarray:
@@ -173,6 +178,9 @@ def exit_loss(
     distillation  share of an inner exit's loss that is KL(last exit || exit), the last one held fixed, in place of the
                   cross-entropy with the targets; the last exit, the deepest in `weights`, has its cross-entropy alone.
                   With 1 and a weight of 0 for the last: Balcony's
+    The head reads one exit at a time, and of each a few hundred positions, only those whose target counts: so many
+    logits are alive at once, however many exits there are. Their gradients are made here and wait in the scalar that
+    is returned.
     Raises TinykronError for weights below 0, none above it, or a share outside [0, 1].
     """
     _check_weights(weights)
@@ -180,21 +188,76 @@ def exit_loss(
         raise TinykronError(f"distillation: expected a share in [0, 1], found {distillation}")
     inputs, targets, *others = batch
     last = max(weights)
-    served = model(
-        inputs, *others, exits=[exit for exit in weights if weights[exit] or (exit == last and distillation)]
-    ).exits
-    parts, terms = [], {}
-    for exit, logits in served.items():
-        pull = distillation if exit != last else 0.0
-        if weights[exit] and pull < 1.0:
-            cross_entropy = fused.cross_entropy(logits, targets, IGNORED)
-            terms[f"exit {exit}"] = cross_entropy.item()
-            parts.append(cross_entropy * (weights[exit] * (1.0 - pull)))
-        if pull:
-            kl = kl_divergence(logits, served[last].detach(), to_host(targets) != IGNORED)
-            terms[f"exit {exit} KL"] = kl.item()
-            parts.append(kl * (weights[exit] * pull))
-    return total(parts), terms
+    wanted = [exit for exit in weights if weights[exit] or (exit == last and distillation)]
+    states = model(inputs, *others, exits=wanted, read=False).states
+    leaves = {exit: _leaf(state) for exit, state in states.items()}
+    terms: dict[str, float] = {}
+    parts = _parts(model, leaves, to_host(targets), weights, distillation, terms)
+    parameters = model.parameters()
+    loss = accumulated(parts, [*leaves.values(), *parameters], [*states.values(), *parameters])
+    names = [name for exit in leaves for name in (f"exit {exit}", f"exit {exit} KL")]
+    return loss, {name: terms[name] for name in names if name in terms}
+
+
+def _leaf(state: Tensor) -> Tensor:
+    """Return a tensor of the same values at which the head's gradients stop."""
+    leaf = state.detach()
+    leaf.requires_grad = state.requires_grad
+    return leaf
+
+
+def _parts(
+    model: Any,
+    states: Mapping[int, Tensor],
+    targets: np.ndarray,
+    weights: Mapping[int, float],
+    distillation: float,
+    terms: dict[str, float],
+) -> Iterator[Tensor]:
+    """Yield what each exit adds to the loss, block by block of positions; add to `terms` each exit's own values."""
+    last = max(weights)
+    for select, targets_N, share in _blocks(targets):
+        teacher = None
+        for exit in sorted(states, key=lambda exit: exit != last):  # the last one first: the others are told by it
+            logits = model.read(select(states[exit]), exit)
+            pull = distillation if exit != last else 0.0
+            if distillation and exit == last:
+                teacher = logits.data
+            if not weights[exit]:
+                continue
+            loss: list[Tensor] = []
+            if pull < 1.0:
+                cross_entropy = fused.cross_entropy(logits, targets_N, IGNORED)
+                _add(terms, f"exit {exit}", cross_entropy, share)
+                loss.append(cross_entropy * (weights[exit] * (1.0 - pull) * share))
+            if pull and teacher is not None:
+                kl = logit_kl(logits, teacher)
+                _add(terms, f"exit {exit} KL", kl, share)
+                loss.append(kl * (weights[exit] * pull * share))
+            yield total(loss)
+
+
+def _add(terms: dict[str, float], name: str, value: Tensor, share: float) -> None:
+    terms[name] = terms.get(name, 0.0) + value.item() * share
+
+
+def _blocks(targets: np.ndarray) -> Iterator[tuple[Callable[[Tensor], Tensor], np.ndarray, float]]:
+    """Yield a selection of states, their targets, and their share of all that count: positions, or whole texts."""
+    if targets.ndim == 1:  # classes of a sequence head, whose logits are few
+        yield lambda state: state, targets, 1.0
+        return
+    flat = targets.reshape(-1)
+    places = np.flatnonzero(flat != IGNORED)
+    if not len(places):
+        places = np.zeros(1, np.int64)  # nothing counts: a loss of 0, with gradients of 0
+    for start in range(0, len(places), POSITIONS_AT_ONCE):
+        chosen = places[start : start + POSITIONS_AT_ONCE]
+
+        def select(state_BTD: Tensor, chosen: np.ndarray = chosen) -> Tensor:
+            rows = to_device(chosen, state_BTD.device)
+            return ops.take_rows(state_BTD.reshape(-1, state_BTD.shape[-1]), rows).reshape(1, len(chosen), -1)
+
+        yield select, flat[chosen][None], len(chosen) / len(places)
 
 
 def sampled_losses(
@@ -206,11 +269,10 @@ def sampled_losses(
     pass is deeper than its exit. SortedNet, Valipour et al. 2023: sampled sub-models with gradient accumulation.
     """
     _check_weights(weights)
-    inputs, targets, *others = batch
     exits, sum_of_weights = list(weights), sum(weights.values())
     shares = np.array([weights[exit] for exit in exits]) / sum_of_weights
     for exit in generator.choice(exits, size=draws, p=shares):
-        loss = fused.cross_entropy(model(inputs, *others, exit=int(exit)).logits, targets, IGNORED)
+        loss, _ = exit_loss(model, batch, {int(exit): 1.0})
         yield loss * (sum_of_weights / draws)
 
 
@@ -221,19 +283,31 @@ class SortedLoss(Distillation):
     pull     share of an inner exit's loss that is the KL from the last one: see `exit_loss`
     draws    0: all exits in every step; else so many drawn at random, as `sampled_losses` has it (SortedNet)
     rotation of the weights, as `rotated` has it: every exit once in so many steps; 1: always all
+    origin   what else two runs must have in common for one to go on where the other stopped: their start, say
+    A student of which a part is frozen runs without dropout, so that what stands still says the same in every step.
     """
 
     def __init__(
-        self, student: Any, weights: Mapping[int, float], pull: float = 0.0, draws: int = 0, rotation: int = 1
+        self,
+        student: Any,
+        weights: Mapping[int, float],
+        pull: float = 0.0,
+        draws: int = 0,
+        rotation: int = 1,
+        origin: str = "",
     ) -> None:
         super().__init__(student, losses=Losses(0.0, 0.0, 0.0, 1.0))
         _check_weights(weights)
+        if not 0.0 <= pull <= 1.0 or draws < 0 or rotation < 1:
+            expected = "a share in [0, 1], a number from 0 on, one from 1 on"
+            raise TinykronError(f"exits: found pull {pull}, draws {draws}, rotation {rotation}, expected {expected}")
         self.weights, self.pull, self.draws, self.rotation = dict(weights), pull, draws, rotation
+        self.origin = origin
         self.step, self.generator = 0, np.random.default_rng(0)
 
     @property
     def identity(self) -> str:
-        return repr((super().identity, self.weights, self.pull, self.draws, self.rotation))
+        return repr((super().identity, self.weights, self.pull, self.draws, self.rotation, self.origin))
 
     def start(self, *seed: int) -> None:
         super().start(*seed)
@@ -243,21 +317,17 @@ class SortedLoss(Distillation):
         self, batch: Any, progress: float = 0.0, known: Any = None, only: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a `distill.Batch`, and each exit's own value in nats; of drawn exits their mean."""
+        frozen = not all(parameter.requires_grad for parameter in self.student.parameters())
+        with evaluating(self.student) if frozen else nullcontext():
+            return self._loss(batch)
+
+    def _loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         given = [batch.ids_BT, batch.targets, *([] if batch.mask_BT is None else [batch.mask_BT])]
         if self.draws:
-            loss = total(list(sampled_losses(self.student, given, self.weights, self.draws, self.generator)))
+            drawn = sampled_losses(self.student, given, self.weights, self.draws, self.generator)
+            loss = accumulated(drawn, self.student.parameters())
             return loss, {"drawn exits": loss.item() / sum(self.weights.values())}
         return exit_loss(self.student, given, rotated(self.weights, self.step, self.rotation), self.pull)
-
-
-def kl_divergence(logits: Tensor, teacher: Tensor, counts: np.ndarray) -> Tensor:
-    """Return the mean of KL(teacher || logits) in nats over the rows that count; logits (..., V), counts (...)."""
-    weights = fused.softmax(teacher) * _placed(counts / max(1, counts.sum()), logits)
-    return ((fused.log_softmax(teacher) - fused.log_softmax(logits)) * weights).sum()
-
-
-def _placed(weights: np.ndarray, logits: Tensor) -> Tensor:
-    return Tensor(weights[..., None].astype(logits.dtype)).to(logits.device)
 
 
 def equal_weights(exits: Sequence[int]) -> dict[int, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinykron.data import end_token
 from tinykron.errors import TinykronError
 from tinykron.nn import Module, evaluating
 from tinykron.progress import Progress
@@ -43,13 +44,31 @@ class Batch:
 def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], context: int) -> list[tuple[list[int], list[int]]]:
     """Return the ids and the token types of each text or pair of texts, framed as the tokenizer does.
 
+    A tokenizer that frames nothing, such as GPT-2's, gets its token for the end of a text between the two of a pair,
+    and in place of a text of no tokens.
     Beyond `context` tokens, the longer of two texts is cut first. The tokenizer stays as it is.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.no_padding()
+    if not tokenizer.num_special_tokens_to_add(True):
+        return _joined(tokenizer, texts, context)
     tokenizer.enable_truncation(context, strategy="longest_first")
     encodings = tokenizer.encode_batch([text if len(text) > 1 else text[0] for text in texts])
     return [(encoding.ids, encoding.type_ids) for encoding in encodings]
+
+
+def _joined(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], context: int) -> list[tuple[list[int], list[int]]]:
+    end = end_token(tokenizer)
+    tokenizer.no_truncation()
+    sides = [tokenizer.encode_batch(list(side), add_special_tokens=False) for side in zip(*texts, strict=True)]
+    found = []
+    for encodings in zip(*sides, strict=True):
+        parts = [encoding.ids for encoding in encodings]
+        while sum(map(len, parts)) > context - (len(parts) - 1):
+            max(parts, key=len).pop()
+        ids = parts[0] if len(parts) == 1 else [*parts[0], end, *parts[1]]
+        found.append((ids or [end], [0] * max(1, len(ids))))
+    return found
 
 
 def collate(features: Sequence[Features]) -> Batch:
@@ -65,7 +84,15 @@ def collate(features: Sequence[Features]) -> Batch:
 
 def logits_of(model: Any, batch: Batch) -> Tensor:
     """Return what the model's head says of a batch: (B, C) of a sequence head, (B, T, 2) of a span head."""
-    return model(batch.ids_BT, batch.mask_BT, batch.types_BT).logits
+    return model(*inputs(model, batch)).logits
+
+
+def inputs(model: Any, batch: Any) -> list[np.ndarray]:
+    """Return what a model reads of a batch: ids, the mask if there is one, token types if the model knows them."""
+    read = [batch.ids_BT]
+    if batch.types_BT is not None and hasattr(model, "token_types"):
+        return [*read, batch.mask_BT, batch.types_BT]
+    return read if batch.mask_BT is None else [*read, batch.mask_BT]
 
 
 def predict(model: Module, features: Sequence[Features], batch: int = 32, title: str = "") -> list[np.ndarray]:

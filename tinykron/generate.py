@@ -17,6 +17,7 @@ from tinykron.continuation import Continuations, TextStream
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.exits import confidence as confidence_of
 from tinykron.fused import check_range
+from tinykron.kron.nested import part
 from tinykron.models.transformer import check_exit
 from tinykron.nn import Module, evaluating
 from tinykron.partial import PartialPass
@@ -59,6 +60,8 @@ def generate(
     confidence: Mapping[int, float] | None = None,
     draft: Any = None,
     *,
+    terms: int | None = None,
+    width: float | None = None,
     skipped: str = "recompute",
     draft_length: int | None = None,
     stop: int | Sequence[int] | None = None,
@@ -79,11 +82,14 @@ def generate(
     confidence      {blocks: threshold}: a token leaves at the first of these depths where its largest probability (of
                     the softmax, whatever the temperature) reaches the threshold. Sorted LLaMA, section 4.3. With a
                     draft, this is where drafts leave, and the text stays what it is. S2D, Kavehzadeh et al. 2024
+    terms, width    decode with the first terms of each Kronecker sum (`kron.first_terms`) and with a share of the MLPs'
+                    units (`kron.first_units`); None: with all
     skipped         what blocks above an exit are to know of a token that left below. "recompute": its state waits and
                     goes up with the next token that goes so deep; all logits are those of the full keys and values.
                     "copy": they take their keys and values from the state it left with at once; approximate, cheaper
     draft           how drafts are made: by the first `draft` blocks of the model, or by another model of the same
-                    vocabulary. The text keeps the model's law: the same tokens if greedy, the same distribution if not
+                    vocabulary, such as `kron.first_terms` of it. The text keeps the model's law: the same tokens if
+                    greedy, the same distribution if not
     draft_length    how many tokens to draft at once; None: 4 at first, 2 more after a full success, else 1 less
     stop            token ids that end a row, which repeats its last one until all rows have ended; by default the
                     `eos_token_id` of the model's configuration, () for none
@@ -95,9 +101,10 @@ def generate(
     Raises DataError for an id outside the vocabulary, ShapeError for prompts or masks of a wrong form, TinykronError
     for an argument out of range and where prompt and new tokens do not fit the context: all before the model runs.
     """
-    if not hasattr(model, "cache"):
+    if not hasattr(model, "cache") or getattr(model.config, "head", None):
         raise TinykronError(f"generate: a {type(model).__name__} is no causal language model")
     depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
+    model = part(model, None, terms, width)
     vocabulary = model.config.vocab_size
     stops = _stop_ids(stop, model.config, vocabulary)
     prompt_BT, mask_BT = _prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
@@ -132,7 +139,8 @@ def changes(
 ) -> Callable[[Mapping[int, float]], np.ndarray]:
     """Return a function of confidence thresholds that says which prompts' greedy text they change: (P,) booleans.
 
-    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, as in `generate`; `batch` prompts go at once.
+    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, `terms`, `width`, as in `generate`;
+    `batch` prompts go at once.
     """
 
     def written(thresholds: Mapping[int, float]) -> list[list[int]]:

@@ -53,6 +53,7 @@ class Info:
     vocabulary: int
     parameters: int
     head: str  # where the logits come from
+    exits: tuple[int, ...]  # depths that were trained to be left at
     bytes: int  # of the tensor files
     dtype: str  # of most values in them
     flops_per_token: int  # forward, at half the context
@@ -73,9 +74,11 @@ def flops_per_token(model: Any, position: int) -> int:
     causal = hasattr(model, "cache")
     once = [] if causal else _used_once_a_text(model)
     count = 0
-    for _, module in model.modules():
+    for name, module in model.modules():
         if isinstance(module, Embedding | KronEmbedding) or any(module is other for other in once):
             continue  # a row is looked up, nothing is multiplied
+        if name.startswith("exit_parts."):
+            continue  # the full model does not go through what an exit has of its own
         count += _product_flops(module)
     attention = model.blocks[0].attention
     seen = position + 1 if causal else 2 * position
@@ -93,7 +96,7 @@ def _product_flops(module: Any) -> int:
     """Return the multiplications and additions of one vector with a layer's matrix."""
     if isinstance(module, Linear | Embedding):
         return 2 * module.weight.size
-    return 2 * multiplications(module.a_RMN, module.b_RPQ) if isinstance(module, KronModule) else 0
+    return 2 * multiplications(module.factors.a, module.factors.b) if isinstance(module, KronModule) else 0
 
 
 def output_table(model: Any) -> Any:
@@ -181,6 +184,7 @@ def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
         vocabulary=model.config.vocab_size,
         parameters=total,
         head=_head_in_words(model),
+        exits=model.exits,
         bytes=sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
         dtype=checkpoint.stored_dtype(folder),
         flops_per_token=flops_per_token(model, model.context // 2),
@@ -201,6 +205,7 @@ def render(info: Info) -> str:
     lines = [
         f"{info.folder}: {info.architecture}, {info.layers} layers of width {info.width} (MLP {info.inner}), {heads}",
         f"context {info.context:,}, vocabulary {info.vocabulary:,}; output head: {info.head}",
+        *([f"exits after {', '.join(map(str, info.exits))} blocks were trained"] if info.exits else []),
         f"{info.parameters:,} parameters, {info.bytes:,} bytes on disk ({info.dtype}), "
         f"{info.flops_per_token / 1e6:,.2f} MFLOPs a token at half the context",
         "",

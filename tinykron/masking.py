@@ -27,7 +27,7 @@ class Masking:
     end: int  # id of [SEP]
     mask: int  # id of [MASK]
     vocabulary: int
-    share: float = 0.15  # of the tokens that are to be predicted
+    share: float = 0.15  # of the tokens that are to be predicted; 0: none, the text is read as it is
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Masking:
@@ -42,8 +42,10 @@ class Masking:
         """Return (inputs_BT, targets_BT): `share` of the ids become targets, all others are left out of the loss.
 
         Of those, 80 % read [MASK], 10 % a random token, 10 % stay as they are. Frame tokens are never chosen; each row
-        has at least one target.
+        has at least one target unless `share` is 0.
         """
+        if not self.share:
+            return ids_BT, np.full_like(ids_BT, IGNORED)
         drawn_BT = generator.random(ids_BT.shape)
         drawn_BT[(ids_BT == self.start) | (ids_BT == self.end)] = 2.0
         chosen_BT = (drawn_BT < self.share) | (drawn_BT == drawn_BT.min(axis=1, keepdims=True))
@@ -64,6 +66,17 @@ class Masking:
         """Return (inputs_BT, targets_BT), int64: framed random windows of `tokens`, some of their tokens hidden."""
         window_BT, _ = sample_batch(tokens, batch, context - 2, generator)
         return self.hide(self.frame(window_BT), generator)
+
+    def windows(self, tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (inputs_WT, targets_WT): windows side by side, framed, with the same tokens hidden each time.
+
+        Raises DataError without a token, or a context that has no room for one.
+        """
+        inner = min(context - 2, len(tokens))
+        if inner < 1:
+            raise DataError(f"masked windows: found {len(tokens)} tokens and a context of {context}, need 1 and 3")
+        ids_WT = self.frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner).astype(np.int64))
+        return self.hide(ids_WT, np.random.default_rng(0))
 
     def sample_pairs(
         self, tokens: np.ndarray, batch: int, context: int, generator: np.random.Generator

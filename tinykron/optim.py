@@ -22,8 +22,11 @@ class Group:
 
 
 def decay_groups(model: Module, weight_decay: float) -> list[Group]:
-    """Return two groups: matrices decay, vectors (biases, norms) do not. Loshchilov & Hutter 2019; GPT-2's practice."""
-    parameters = model.parameters()
+    """Return two groups: matrices decay, vectors (biases, norms) do not. Loshchilov & Hutter 2019; GPT-2's practice.
+
+    A frozen parameter, which requires no gradient, is in neither.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         Group([p for p in parameters if p.ndim > 1], weight_decay),
         Group([p for p in parameters if p.ndim <= 1], 0.0),

@@ -72,8 +72,9 @@ class PartialPass:
         All positions that wait below go up with them. A row that is held stays as it is: the blocks on the way take
         its keys and values from the state it has. It is for a single position, and goes with `fill`.
         """
+        self.model.check_cached(depth)
         x_BTD = self._advance(depth, held_B)
-        return to_host(self.model.read(x_BTD[:, -count:]).data)
+        return to_host(self.model.read(x_BTD[:, -count:], depth).data)
 
     def fill(self) -> None:
         """State copy: the blocks above take keys and values from the state that a position left with. Approximate."""

@@ -1,237 +1,247 @@
-"""The papers as runs of one command. A recipe takes a checkpoint, makes a smaller one, and reports what it cost."""
+"""Recipes: what is done to a checkpoint, in which order and with which settings, as TOML files to copy and edit."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import numpy as np
+from tinykron import kron, tasks
+from tinykron.data import shipped_folder
+from tinykron.errors import TinykronError
+from tinykron.losses import Losses, Schedule
 
-from tinykron import checkpoint, data, kron
-from tinykron.distill import Losses, layer_map
-from tinykron.errors import CheckpointError, TinykronError
-from tinykron.models.gpt2 import GPT2
-from tinykron.nn import Embedding, Module, Unset
-from tinykron.report import Measurement, Report, measure, write
-from tinykron.train import History, Settings, fit
-
-PROMPT_TOKENS = 12  # of held-out text, which every model of a report continues
+BASELINES = ("truncated", "low-rank")
+HEADS = ("tied", "dense")
+MATRICES = ("all", "linear")
 
 
 @dataclass(frozen=True)
-class KnGPT2:
-    """The settings of the recipe `kngpt2`. KnGPT2 (arXiv 2110.08152) trained on 10 % of its text, once."""
+class Factorise:
+    """The first stage: which matrices become smaller, and how."""
 
-    share: float = 0.1  # of the training text, for the light training
+    preset: str | None = None  # a paper's shapes, fitted to the matrices alone
+    params: float | None = None  # or a budget, planned and fitted to the text: a share up to 1, or a number
+    matrices: str = "all"  # that a plan may change; "linear": not the embedding
+    head: str = "tied"  # of a model whose output matrix is its embedding; "dense": it gets one of its own
+    tokens: int = 8192  # of the text, that a plan is calibrated on
+
+    def __post_init__(self) -> None:
+        if (self.preset is None) == (self.params is None):
+            raise TinykronError("factorise: expected a preset or params, one of the two")
+        _one_of("factorise: preset", self.preset, kron.PRESETS, None)
+        _one_of("factorise: head", self.head, HEADS)
+        _one_of("factorise: matrices", self.matrices, MATRICES)
+        _above("factorise", self, params=0.0, tokens=1)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The second stage: student and teacher side by side on text."""
+
+    losses: Losses = field(default_factory=Losses)
+    share: float = 0.1  # of the training text
     passes: int = 1  # over that share
     batch: int = 8
     context: int = 256  # at most; never above the model's own
     lr: float = 1e-3
-    head: str = "tied"  # "tied": logits through the embedding's factors; "dense": a matrix of its own, as in the paper
-    losses: Losses = field(default_factory=Losses)
-    seed: int = 0
+    baselines: tuple[str, ...] = ()  # trained alike, to compare with
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise TinykronError(f"share: found {self.share}, expected above 0 and at most 1")
-        if self.passes < 1:
-            raise TinykronError(f"passes: found {self.passes}, expected at least 1")
-        if self.head not in ("tied", "dense"):
-            raise TinykronError(f'head: found "{self.head}", expected "tied" or "dense"')
-
-
-def kngpt2(
-    model: str | Path | None = None,
-    source: str | Path | None = None,
-    out: str | Path = "kngpt2",
-    settings: KnGPT2 | None = None,
-) -> Report | None:
-    """Halve a GPT-2 by Kronecker products, distil it lightly, measure it beside its teacher and a truncated student.
-
-    model   folder of the teacher; by default the shipped gpt2-tiny
-    source  text file or folder; by default the text that every Python carries
-    out     folder to make: report.md, report.json, report.png, losses.png, and the models `factorised`, `distilled`,
-            `truncated`
-    Returns the report, or None after Ctrl-C in a training; elsewhere a Ctrl-C is a KeyboardInterrupt. Either way the
-    same call continues from the folder `<out>.partial`.
-    Raises TinykronError, before any work, if `out` exists or the inputs do not fit.
-    """
-    settings, out = settings or KnGPT2(), Path(out)
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
-    folder = Path(model) if model is not None else data.weights_folder("gpt2-tiny")
-    say(f"loading the teacher from {folder}")
-    teacher = checkpoint.load(folder)
-    if not isinstance(teacher, GPT2):
-        raise CheckpointError(f"{folder}: kngpt2 takes a GPT-2, found a {type(teacher).__name__}")
-    if teacher.tokenizer is None:
-        raise CheckpointError(f"{folder}: expected a tokenizer.json, to read the text with")
-    text = _texts(teacher, source, settings)
-    partial = out.with_name(out.name + ".partial")
-    dtype = checkpoint.stored_dtype(folder)
-
-    say("factorising the embedding and every second block by 2")
-    plan = kron.kngpt2_plan(teacher)
-    factorised = kron.factorise(teacher, plan)
-    if settings.head == "dense" and factorised.head is None:
-        _untie(factorised, teacher)
-    _save(factorised, partial / "factorised", dtype)
-
-    courses: dict[str, History] = {}
-    students = {"distilled": factorised, "truncated": truncate(teacher)}
-    for name, student in students.items():
-        courses[name] = _light_training(name, student, teacher, text, settings, partial)
-        if courses[name].interrupted:
-            say(f"interrupted; the same command continues from {partial}")
-            return None
-        _save(student, partial / name, dtype)
-
-    say("measuring teacher and students")
-    folders = {"teacher": folder, **{name: partial / name for name in ("factorised", "distilled", "truncated")}}
-    measured = measure(folders, text.held_out, text.prompt)
-    report = Report(
-        recipe="kngpt2",
-        settings=_described(folder, source, text, settings),
-        models=measured,
-        plan=kron.plan_of(checkpoint.load(partial / "factorised")) or plan,
-        courses=courses,
-        prompt=teacher.tokenizer.decode(text.prompt),
-        notes=_notes(measured, settings),
-    )
-    try:
-        write(report, partial)
-        for name in students:
-            shutil.rmtree(partial / f"{name}.training", ignore_errors=True)
-        os.replace(partial, out)
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot write the report: {error}; the models are in {partial}") from error
-    return report
+        _above("pretrain", self, share=0.0, passes=0, batch=0, context=2, lr=0.0)
+        if self.share > 1.0:
+            raise TinykronError(f"pretrain: share: found {self.share}, expected at most 1")
+        for baseline in self.baselines:
+            _one_of("pretrain: baselines", baseline, BASELINES)
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The token streams of a run."""
+class Finetune:
+    """The third stage: on a labelled task, beside a teacher that was fine-tuned on it before."""
 
-    training_tokens: int
-    light: np.ndarray  # the share for the light training
-    held_out: np.ndarray
-    prompt: list[int]
+    task: str
+    losses: Losses = field(default_factory=Losses)
+    epochs: int = 3  # at most, of teacher and students; the best one counts
+    batch: int = 16
+    lr: float = 1e-4
+    teacher_lr: float = 5e-5
 
-
-def _texts(teacher: Any, source: str | Path | None, settings: KnGPT2) -> Texts:
-    """Read the text, hold some documents out, take the share for the light training."""
-    training, held_out = data.split(data.documents(source))
-    say(f"read {len(training)} documents for training, {len(held_out)} held out")
-    tokens = data.encode(teacher.tokenizer, training)
-    order = np.random.default_rng(settings.seed).permutation(len(training))
-    light: list[np.ndarray] = []
-    for index in order:  # whole documents, until their share is reached
-        if sum(map(len, light)) >= settings.share * len(tokens):
-            break
-        light.append(data.encode(teacher.tokenizer, [training[index]]))
-    held_out_tokens = data.encode(teacher.tokenizer, held_out)
-    if len(held_out_tokens) < 2 * PROMPT_TOKENS:
-        found = f"found {len(held_out_tokens)} held-out tokens, need {2 * PROMPT_TOKENS}"
-        raise TinykronError(f"{source or 'the embedded text'}: too short: {found}")
-    prompt = [int(token) for token in held_out_tokens[:PROMPT_TOKENS]]
-    return Texts(len(tokens), np.concatenate(light), held_out_tokens, prompt)
+    def __post_init__(self) -> None:
+        tasks.find(self.task)
+        _above("finetune", self, epochs=0, batch=0, lr=0.0, teacher_lr=0.0)
+        moving = [name for name in self.losses.terms if isinstance(getattr(self.losses, name), Schedule)]
+        if moving:
+            raise TinykronError(f"finetune: losses: {', '.join(moving)}: a schedule is for pretrain; expected a number")
+        if "next_sentence" in self.losses.terms:
+            raise TinykronError("finetune: losses: next_sentence is for pretrain")
 
 
-def truncate(teacher: Any) -> Any:
-    """Return a student of every second block of a GPT-2, all else copied: how DistilGPT2 starts. Sanh et al. 2019."""
-    kept = range(0, teacher.config.n_layer, 2)
-    student = type(teacher)(replace(teacher.config, n_layer=len(kept)), Unset())
-    state = {}
-    for name, array in teacher.state_dict().items():
-        parts = name.split(".")
-        if parts[0] != "blocks":
-            state[name] = array
-        elif int(parts[1]) in kept:
-            state[".".join(["blocks", str(kept.index(int(parts[1]))), *parts[2:]])] = array
-    student.load_state_dict(state)
-    student.tokenizer = teacher.tokenizer
-    return student
+@dataclass(frozen=True)
+class Recipe:
+    """All that a recipe says. A stage that is left out is not run; the first is always there."""
+
+    name: str
+    model: str  # shipped, taken where no other is given
+    factorise: Factorise
+    pretrain: Pretrain | None = None
+    finetune: Finetune | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise TinykronError(f"seed: found {self.seed}, expected a whole number from 0 on")
 
 
-def _untie(student: Any, teacher: Any) -> None:
-    """Give a student with a tied head a dense one of its own: the teacher's embedding."""
-    student.head = Embedding(teacher.config.vocab_size, teacher.config.n_embd, Unset())
-    student.head.load_state_dict({"weight": teacher.embedding.weight.data})
-    student.config = replace(student.config, tie_word_embeddings=False)
+SECTIONS: dict[str, type] = {"factorise": Factorise, "pretrain": Pretrain, "finetune": Finetune}
 
 
-def _light_training(name: str, student: Module, teacher: Any, text: Texts, settings: KnGPT2, partial: Path) -> History:
-    context = min(settings.context, teacher.context, len(text.light) - 1)
-    steps = max(1, round(settings.passes * len(text.light) / (settings.batch * context)))
-    training = Settings(
-        steps=steps,
-        batch=settings.batch,
-        context=context,
-        lr=settings.lr,
-        warmup=min(steps // 10, 100),
-        weight_decay=0.0,
-        seed=settings.seed,
-        checkpoint_every=50,
-    )
-    title = f"distilling {name}"
-    folder = partial / f"{name}.training"
-    layers = layer_map(len(student.blocks), len(teacher.blocks))  # type: ignore[attr-defined]
-    return fit(
-        student,
-        text.light,
-        training,
-        teacher=teacher,
-        losses=settings.losses,
-        layers=layers,
-        folder=folder,
-        title=title,
-    )
+def names() -> list[str]:
+    """Return the names of the recipes that come with tinykron."""
+    return sorted(path.stem for path in shipped_folder("recipes").glob("*.toml"))
 
 
-def _save(model: Any, folder: Path, dtype: str) -> None:
-    """Save a stage's model; one that a run before saved is replaced, for it is computed anew or continued."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(model, folder, dtype=dtype)
+def find(name: str | Path) -> Path:
+    """Return the file of a recipe: one that ships, by name, or any other by its path."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return path
+    if str(name) not in names():
+        raise TinykronError(f"recipe: found {str(name)!r}, expected one of {', '.join(names())}, or a .toml file")
+    return shipped_folder("recipes") / f"{name}.toml"
 
 
-def _described(folder: Path, source: str | Path | None, text: Texts, settings: KnGPT2) -> dict[str, Any]:
-    return {
-        "teacher": folder.name,
-        "text": str(source) if source else "the language reference and docstrings that every Python carries",
-        "training tokens": text.training_tokens,
-        "light training": f"{settings.passes} x {len(text.light):,} tokens ({settings.share:.0%} of the text)",
-        "held-out tokens": len(text.held_out),
-        "learning rate": settings.lr,
-        "losses": str(settings.losses),
-        "head": settings.head,
-        "seed": settings.seed,
-    }
+def title(name: str | Path) -> str:
+    """Return what a recipe's first line says of it."""
+    return text(name).splitlines()[0].lstrip("# ")
 
 
-def _notes(models: Sequence[Measurement], settings: KnGPT2) -> list[str]:
-    by_name: Mapping[str, Measurement] = {row.name: row for row in models}
-    teacher, distilled = by_name["teacher"], by_name["distilled"]
-    smaller = 1 - distilled.parameters / teacher.parameters
-    before, after = (by_name[name].perplexity / teacher.perplexity for name in ("factorised", "distilled"))
-    notes = [
-        f"The distilled model has {smaller:.0%} fewer parameters than its teacher and takes "
-        f"{distilled.bytes / teacher.bytes:.0%} of its bytes, at {after:.2f} times its perplexity; "
-        f"before distillation it was {before:.2f} times.",
-    ]
-    better = "below" if distilled.perplexity < by_name["truncated"].perplexity else "above"
-    notes.append(
-        f"Its perplexity is {better} that of the truncated student, in this one run with seed {settings.seed}."
-    )
-    return notes
+def text(name: str | Path) -> str:
+    """Return a recipe's file as it stands. Raises TinykronError where it cannot be read."""
+    path = find(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TinykronError(f"{path}: cannot read the recipe: {error}") from error
 
 
-def say(line: str) -> None:
-    """Tell the user what is being done, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """Return a recipe, shipped or of one's own.
+
+    changes  "pretrain.share=0.2", "seed=1", ...: in place of what the file says, values as in TOML
+    Raises TinykronError naming file and key, what was found and what was expected.
+    """
+    path, content = find(name), text(name)
+    try:
+        said = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise TinykronError(f"{path}: not TOML: {error}") from error
+    for change in changes:
+        _change(said, change)
+    try:
+        return parse(path.stem, said)
+    except TinykronError as error:
+        raise TinykronError(f"{path}: {error}") from error
+
+
+def parse(name: str, content: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a table describes. Raises TinykronError naming the key."""
+    given: dict[str, Any] = {}
+    for section, kind in SECTIONS.items():
+        table = content.get(section)
+        if table is None:
+            continue
+        if not isinstance(table, Mapping):
+            raise TinykronError(f"{section}: expected a section [{section}], found {table!r}")
+        values = dict(table)
+        losses = values.pop("losses", None)
+        own = _checked(section, kind, values)
+        if losses is not None:
+            if "losses" not in _keys(kind) or not isinstance(losses, Mapping):
+                raise TinykronError(f"{section}: losses: expected a section [{section}.losses], found {losses!r}")
+            try:
+                own["losses"] = Losses.from_dict(losses)
+            except TinykronError as error:
+                raise TinykronError(f"{section}: {error}") from error
+        given[section] = own
+    rest = {key: value for key, value in content.items() if key not in SECTIONS}
+    top = _checked("", Recipe, rest, leave_out=("name", *SECTIONS))
+    for section, kind in SECTIONS.items():
+        lacking = [
+            name for name in ("task",) if name in _keys(kind) and section in given and name not in given[section]
+        ]
+        if lacking or (section == "factorise" and section not in given):
+            raise TinykronError(f"{section}: expected {lacking[0] if lacking else 'a section [factorise]'}, found none")
+    if "model" not in top:
+        raise TinykronError("model: expected the name of a shipped model, found none")
+    return Recipe(name=name, **top, **{section: SECTIONS[section](**values) for section, values in given.items()})
+
+
+def with_task(recipe: Recipe, task: str) -> Recipe:
+    """Return a recipe whose fine-tuning is on another task. Raises TinykronError where it has none."""
+    if recipe.finetune is None:
+        raise TinykronError(f"{recipe.name}: has no stage [finetune] for a task")
+    return replace(recipe, finetune=replace(recipe.finetune, task=task))
+
+
+def _keys(kind: type) -> list[str]:
+    return [entry.name for entry in fields(kind)]
+
+
+def _checked(section: str, kind: type, values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the values of a section, after looking at their names and types."""
+    hints = get_type_hints(kind)
+    known = [name for name in _keys(kind) if name not in ("losses", *leave_out)]
+    where = f"{section}: " if section else ""
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        expected = ", ".join([*known, *(["losses"] if "losses" in hints else []), *([] if section else SECTIONS)])
+        raise TinykronError(f"{where}unknown {', '.join(unknown)}; expected some of {expected}")
+    found = {}
+    for key, value in values.items():
+        wanted = hints[key]
+        if wanted == tuple[str, ...]:
+            good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            found[key], expected = (tuple(value) if good else value), "a list of texts"
+        elif wanted in (int, float, float | None):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            good = whole or (wanted is not int and isinstance(value, float) and isfinite(value))
+            found[key], expected = value, "a whole number" if wanted is int else "a number"
+        else:
+            good, found[key], expected = isinstance(value, str), value, "a text"
+        if not good:
+            raise TinykronError(f"{where}{key}: found {value!r}, expected {expected}")
+    return found
+
+
+def _change(said: dict[str, Any], change: str) -> None:
+    key, equals, value = change.partition("=")
+    parts = key.strip().split(".")
+    try:
+        if not equals or not all(parts):
+            raise ValueError("no key and value")
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise TinykronError(
+            f"--set {change!r}: expected KEY=VALUE as in TOML, such as pretrain.lr=1e-4: {error}"
+        ) from None
+    table = said
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise TinykronError(f"--set {change!r}: {part} is no section")
+    table[parts[-1]] = parsed
+
+
+def _one_of(what: str, found: Any, known: Any, *others: Any) -> None:
+    if found not in known and found not in others:
+        raise TinykronError(f"{what}: found {found!r}, expected one of {', '.join(known)}")
+
+
+def _above(section: str, table: Any, **limits: float) -> None:
+    for name, limit in limits.items():
+        value = getattr(table, name)
+        if value is not None and not value > limit:
+            raise TinykronError(f"{section}: {name}: found {value!r}, expected more than {limit:g}")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import exit_analysis
+from tinykron import exit_analysis, kron
 from tinykron.exits import SortedLoss, calibrate, ladder
 from tinykron.generate import Trace, changes, generate
 from tinykron.relations import Relation, Values, above, below, both, falling, less, not_above, relation, rising
-from tinykron.sorted_study import Study, cut, named
+from tinykron.sorted_study import Study, named
 from tinykron.speculate import predicted_speedup
 
 DECODING: list[Relation] = []
@@ -142,7 +142,7 @@ def s13(study: Study, seed: int) -> Values:
 def b5(study: Study, seed: int) -> Values:
     """The same drafts from the model's own exit, and from a copy of its first blocks as a model of its own."""
     model, exit = study.soft(seed), study.inner[0]
-    other = cut(model, exit)
+    other = kron.cut(model, exit)
     found = dict.fromkeys(("shared", "separate"), 0)
     for prompt in study.prompts(seed):
         for name, draft in (("shared", exit), ("separate", other)):

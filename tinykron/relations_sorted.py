@@ -20,7 +20,6 @@ import numpy as np
 
 from tinykron import data, exit_analysis
 from tinykron.exits import SortedLoss, depth_weights, equal_weights
-from tinykron.nn import Embedding
 from tinykron.relations import (
     Answer,
     Relation,
@@ -38,7 +37,9 @@ from tinykron.relations import (
     run,
 )
 from tinykron.relations_decoding import DECODING
-from tinykron.sorted_study import QUICK, Scale, Study, cut, named
+from tinykron.relations_elastic import ELASTIC
+from tinykron.sort import on_frozen
+from tinykron.sorted_study import QUICK, Scale, Study, named
 from tinykron.train import fit
 
 RELATIONS: list[Relation] = []
@@ -72,18 +73,12 @@ def s1(study: Study, seed: int) -> Values:
 )
 def s2(study: Study, seed: int) -> Values:
     """ICT: after plain fine-tuning, everything but one new head for each exit is frozen."""
-    found = named("SoFT", study.losses(study.soft(seed), study.inner))
-    for exit in study.inner:
-        trunk = cut(study.sft(seed), exit)
-        for parameter in trunk.parameters():
-            parameter.requires_grad = False
-        trunk.head = Embedding(*trunk.embedding.weight.shape)
-        trunk.head.weight.data[...] = trunk.embedding.weight.data
-        history = fit(trunk, study.tokens, study.settings(seed), title=f"ICT, head of exit {exit}")
-        if history.interrupted:
-            raise KeyboardInterrupt
-        found[f"ICT {exit}"] = study.losses(trunk.eval(), [exit])[exit]
-    return found
+    model = on_frozen(study.sft(seed), "heads", study.inner)
+    objective = SortedLoss(model, equal_weights(study.inner))
+    if fit(model, study.tokens, study.settings(seed), distillation=objective, title="ICT").interrupted:
+        raise KeyboardInterrupt
+    soft = study.losses(study.soft(seed), study.inner)
+    return named("SoFT", soft) | named("ICT", study.losses(model, study.inner))
 
 
 @relation(
@@ -251,7 +246,7 @@ def reproduce(
 ) -> list[Answer]:
     """Answer the relations, those named in `only` or all, and write report.md, report.json and exits.png."""
     scale = scale or (QUICK if quick else Scale())
-    relations, folder = chosen([*RELATIONS, *DECODING], only), Path(folder)
+    relations, folder = chosen([*RELATIONS, *DECODING, *ELASTIC], only), Path(folder)
     study = Study(scale, folder)
     answers = run(relations, study, scale.seeds, folder, asdict(scale), say)
     title, command = "tinykron reproduce sorted-llama", f"tinykron reproduce sorted-llama{' --quick' * quick}"

@@ -1,10 +1,9 @@
-"""What a recipe reports: measurements of each model, as a table on the terminal, Markdown, JSON and one plot."""
+"""What a recipe reports: each model's measurements, as a table on the terminal, Markdown, JSON and two plots."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -13,29 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint
-from tinykron.evaluate import perplexity
-from tinykron.generate import generate
-from tinykron.info import flops_per_token
 from tinykron.kron.plan import KronPlan
 from tinykron.kron.svd import gaussian_energy
-from tinykron.tensor import no_grad
-from tinykron.train import History
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One model of a report."""
-
-    name: str
-    parameters: int  # all that is stored
-    parameters_without_head: int  # less the output head, where that is a matrix of its own
-    bytes: int  # of the tensor files on disk
-    flops_per_token: int  # forward, at half the context
-    reading: float  # tokens a second, forward over whole windows
-    writing: float  # tokens a second, greedy decoding of one sequence
-    perplexity: float  # held-out, per token
-    sample: str  # what it writes after the report's prompt
+from tinykron.measurement import Measurement
+from tinykron.train import History, Settings
 
 
 @dataclass
@@ -51,91 +31,27 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-SAMPLE_TOKENS = 48  # of each model's text in a report; fewer where the context is short
-
-
-# Measuring ------------------------------------------------------------------------------------------------------------
-
-
-def measure(folders: Mapping[str, str | Path], held_out: np.ndarray, prompt_ids: Sequence[int]) -> list[Measurement]:
-    """Load the models in `folders`, by name, and measure each.
-
-    held_out    (N,) token ids that no model was trained on
-    prompt_ids  of the text that each continues
-    """
-    models = {name: checkpoint.load(folder) for name, folder in folders.items()}
-    reading, writing = speeds(models, held_out, prompt_ids)
-    measured = []
-    for name, model in models.items():
-        written = generate(model, prompt_ids, max_new_tokens=_sample_tokens(model, prompt_ids), stop=())[0]
-        measured.append(
-            Measurement(
-                name=name,
-                parameters=model.parameter_count(),
-                parameters_without_head=model.parameter_count() - (model.head.parameter_count() if model.head else 0),
-                bytes=sum(path.stat().st_size for path in Path(folders[name]).glob("*.safetensors")),
-                flops_per_token=flops_per_token(model, model.context // 2),
-                reading=reading[name],
-                writing=writing[name],
-                perplexity=perplexity(model, held_out, model.context, title=f"reading held-out text, {name}"),
-                sample=model.tokenizer.decode(list(written[len(prompt_ids) :])),
-            )
-        )
-    return measured
-
-
-def speeds(
-    models: Mapping[str, Any], tokens: np.ndarray, prompt_ids: Sequence[int], rounds: int = 5
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return tokens a second, by model: of the forward pass, and of greedy decoding with its prompt.
-
-    The models take turns, so that a busy moment of the machine meets them all; the best of `rounds` counts.
-    """
-    reading, writing = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
-    with no_grad():
-        for turn in range(rounds + 1):
-            for name, model in models.items():
-                ids_BT = np.resize(tokens, (4, min(model.context, 256))).astype(np.int64)
-                count = _sample_tokens(model, prompt_ids)
-                start = time.perf_counter()
-                model(ids_BT).logits.numpy()
-                middle = time.perf_counter()
-                generate(model, prompt_ids, max_new_tokens=count, stop=())
-                read, write = ids_BT.size / (middle - start), count / (time.perf_counter() - middle)
-                if turn:  # the first warms up
-                    reading[name], writing[name] = max(reading[name], read), max(writing[name], write)
-    return reading, writing
-
-
-def _sample_tokens(model: Any, prompt_ids: Sequence[int]) -> int:
-    return min(SAMPLE_TOKENS, model.context - len(prompt_ids))
-
-
 # Showing --------------------------------------------------------------------------------------------------------------
 
-HEADINGS = (
-    "",
-    "parameters",
-    "without head",
-    "bytes on disk",
-    "MFLOPs/token",
-    "read tok/s",
-    "write tok/s",
-    "perplexity",
-)
+COLUMNS = {  # heading: how it is written; None stays empty
+    "": lambda row: row.name,
+    "parameters": lambda row: f"{row.parameters:,}",
+    "without head": lambda row: f"{row.parameters_without_head:,}",
+    "bytes on disk": lambda row: f"{row.bytes:,}",
+    "MFLOPs/token": lambda row: f"{row.flops_per_token / 1e6:.2f}",
+    "read tok/s": lambda row: f"{row.reading:,.0f}",
+    "write tok/s": lambda row: "" if row.writing is None else f"{row.writing:,.0f}",
+    "perplexity": lambda row: "" if row.perplexity is None else f"{row.perplexity:.2f}",
+    "task score": lambda row: "" if row.score is None else f"{100 * row.score:.2f}",
+    "similarity": lambda row: "" if row.similarity is None else f"{100 * row.similarity:.2f}",
+}
 
 
-def cells(row: Measurement) -> list[str]:
-    return [
-        row.name,
-        f"{row.parameters:,}",
-        f"{row.parameters_without_head:,}",
-        f"{row.bytes:,}",
-        f"{row.flops_per_token / 1e6:.2f}",
-        f"{row.reading:,.0f}",
-        f"{row.writing:,.0f}",
-        f"{row.perplexity:.2f}",
-    ]
+def table_of(models: Sequence[Measurement]) -> tuple[Sequence[str], list[list[str]]]:
+    """Return headings and rows of the models' table, without columns that no model has a value for."""
+    columns = {heading: [write_cell(row) for row in models] for heading, write_cell in COLUMNS.items()}
+    kept = [heading for heading, values in columns.items() if any(values)]
+    return kept, [[columns[heading][number] for heading in kept] for number in range(len(models))]
 
 
 def energy_rows(plan: KronPlan) -> list[list[str]]:
@@ -201,18 +117,21 @@ def render(report: Report) -> str:
 
     text = StringIO()
     console = Console(file=text, width=max(100, shutil.get_terminal_size((120, 0)).columns))
-    for title, headings, rows in (
-        (f"tinykron run {report.recipe}", HEADINGS, [cells(row) for row in report.models]),
+    headings, rows = table_of(report.models)
+    tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
+        (f"tinykron run {report.recipe}", headings, rows),
         ("losses while training", LOSS_HEADINGS, loss_rows(report.courses)),
         ("energy kept per matrix: the share of its norm", ENERGY_HEADINGS, energy_rows(report.plan)),
-    ):
+    ]
+    for number, (title, headings, rows) in enumerate(tables):
         table = Table(title=title, title_justify="left")
         for column, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if column and headings is HEADINGS else "left")
+            table.add_column(heading, justify="left" if number or not column else "right")
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    lines = [f"after {report.prompt!r}:", *(f"  {row.name}: {row.sample!r}" for row in report.models)]
+    said = [f"  {row.name}: {row.sample!r}" for row in report.models if row.sample]
+    lines = [f"after {report.prompt!r}:" if report.prompt else "", *said]
     console.print("\n".join([*lines, *report.notes]), markup=False, highlight=False)
     return text.getvalue()
 
@@ -220,7 +139,7 @@ def render(report: Report) -> str:
 def markdown(report: Report) -> str:
     """Return the report as Markdown; the plot lies beside it as report.png."""
     lines = [f"# tinykron run {report.recipe}", ""]
-    lines += [*_markdown_table(HEADINGS, [cells(row) for row in report.models]), ""]
+    lines += [*_markdown_table(*table_of(report.models)), ""]
     lines += ["![perplexity while training, and against size](report.png)", ""]
     lines += ["## What was run", "", *(f"- {key}: {value}" for key, value in report.settings.items()), ""]
     lines += [*report.notes, ""]
@@ -231,9 +150,10 @@ def markdown(report: Report) -> str:
     lines += ["## Energy kept per matrix", ""]
     lines += ["The share of a matrix's norm that its factors keep, and what they would keep of Gaussian noise.", ""]
     lines += [*_markdown_table(ENERGY_HEADINGS, energy_rows(report.plan)), ""]
-    lines += ["## Samples", "", "Greedy text after the prompt:", "", *_quoted(report.prompt)]
+    lines += ["## Samples", ""]
+    lines += ["Greedy text after the prompt, or in its gaps:", "", *_quoted(report.prompt)] if report.prompt else []
     for row in report.models:
-        lines += ["", f"**{row.name}**", "", *_quoted(row.sample)]
+        lines += ["", f"**{row.name}**", "", *_quoted(row.sample)] if row.sample else []
     return "\n".join([*lines, ""])
 
 
@@ -269,21 +189,38 @@ def plot(report: Report, path: str | Path) -> None:
     left, right = figure.subplots(1, 2)
     colours = {row.name: f"C{number}" for number, row in enumerate(report.models)}
     for name, history in report.courses.items():
+        if not isinstance(history.settings, Settings):
+            continue  # on a task, whose steps are no tokens of the text: in losses.png
         course = [terms["cross_entropy"] for terms in history.terms if "cross_entropy" in terms]
+        course = course or [sum(terms.values()) for terms in history.terms]
         tokens = np.arange(1, len(course) + 1) * history.settings.tokens_per_step
         left.plot(tokens, course, label=name, color=colours.get(name))
-    left.set(xlabel="tokens trained on", ylabel="cross-entropy, nats per token", title="light training")
-    left.legend()
+    named = any("cross_entropy" in terms for history in report.courses.values() for terms in history.terms[:1])
+    label = "cross-entropy, nats per token" if named else "sum of the terms"
+    left.set(xlabel="tokens trained on", ylabel=label, title="light training")
+    if left.lines:
+        left.legend()
+    quality, what = _quality(report.models)
     for row in report.models:
-        place = row.parameters / 1e6, row.perplexity
-        right.scatter(*place, color=colours[row.name], zorder=2)
-        right.annotate(row.name, place, xytext=(6, 6), textcoords="offset points")
-    right.set(xlabel="parameters, millions", ylabel="held-out perplexity", title="size and quality", yscale="log")
+        value = getattr(row, quality)
+        if value is not None:
+            place = row.parameters / 1e6, value
+            right.scatter(*place, color=colours[row.name], zorder=2)
+            right.annotate(row.name, place, xytext=(6, 6), textcoords="offset points")
+    scale = "log" if what == "held-out perplexity" else "linear"
+    right.set(xlabel="parameters, millions", ylabel=what, title="size and quality", yscale=scale)
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter("{x:g}")
     right.margins(x=0.25, y=0.15)
     right.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=110)
+
+
+def _quality(models: Sequence[Measurement]) -> tuple[str, str]:
+    """Return which measurement tells the models' quality, and what it is called: the first that any of them has."""
+    named = {"perplexity": "held-out perplexity", "similarity": "correlation with people", "score": "task score"}
+    found = next((name for name in named if any(getattr(row, name) is not None for row in models)), "score")
+    return found, named[found]
 
 
 def plot_losses(courses: Mapping[str, History], path: str | Path) -> None:
@@ -293,15 +230,18 @@ def plot_losses(courses: Mapping[str, History], path: str | Path) -> None:
     figure = Figure(figsize=(10, 3.5 * len(courses)), layout="constrained")
     axes = figure.subplots(len(courses), 2, squeeze=False)
     for (left, right), (student, history) in zip(axes, courses.items(), strict=True):
-        terms, shares, tokens = term_courses(history), gradient_shares(history), history.settings.tokens_per_step
+        terms, shares = term_courses(history), gradient_shares(history)
+        each, unit = 1, "steps"
+        if isinstance(history.settings, Settings):
+            each, unit = history.settings.tokens_per_step, "tokens trained on"
         for number, (term, (steps, values)) in enumerate(terms.items()):
-            left.plot(tokens * (np.array(steps) + 1), values, label=term, color=f"C{number}")
+            left.plot(each * (np.array(steps) + 1), values, label=term, color=f"C{number}")
             if term in shares:
                 steps, values = shares[term]
-                right.plot(tokens * (np.array(steps) + 1), values, marker=".", label=term, color=f"C{number}")
+                right.plot(each * (np.array(steps) + 1), values, marker=".", label=term, color=f"C{number}")
         scale = "log" if any(value > 0.0 for _, values in terms.values() for value in values) else "linear"
-        left.set(title=f"{student}: terms before weighting", xlabel="tokens trained on", yscale=scale)
-        right.set(title="share of the gradient", xlabel="tokens trained on", ylim=(0.0, 1.0))
+        left.set(title=f"{student}: terms before weighting", xlabel=unit, yscale=scale)
+        right.set(title="share of the gradient", xlabel=unit, ylim=(0.0, 1.0))
         if terms:
             left.legend()
     figure.savefig(path, format="png", dpi=110)

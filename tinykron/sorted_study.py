@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, data, exit_analysis
+from tinykron import checkpoint, data, exit_analysis, kron
 from tinykron.exits import SortedLoss, equal_weights
 from tinykron.train import Settings, fit
 
@@ -42,7 +41,7 @@ class Study:
         self.scale, self.folder = scale, Path(folder) / "models"
         self.source = data.weights_folder(scale.model)
         self.start = checkpoint.load(self.source).eval()
-        training, held_out = data.split(data.documents())
+        training, held_out = self.documents = data.split(data.documents())
         self.tokens = data.encode(self.start.tokenizer, training)
         self.held_out = data.encode(self.start.tokenizer, held_out)
         self.blocks, self.inner = len(self.start.blocks), [n for n in scale.exits if n < len(self.start.blocks)]
@@ -62,7 +61,7 @@ class Study:
         path = self.folder / f"{name}-seed{seed}"
         if path.exists():
             return checkpoint.load(path).eval()
-        model = cut(self.start, blocks or self.blocks)
+        model = kron.cut(self.start, blocks or None)
         history = fit(
             model, self.tokens, self.settings(seed, times), distillation=loss(model) if loss else None,
             folder=self.folder / f"{name}-seed{seed}-training", title=f"{name}, seed {seed}",
@@ -95,15 +94,6 @@ class Study:
         generator = np.random.default_rng((seed, 11))
         starts = generator.integers(0, len(self.held_out) - length, count or self.scale.prompts)
         return [self.held_out[start : start + length].tolist() for start in starts]
-
-
-def cut(model: Any, blocks: int) -> Any:
-    """Return a copy of the first blocks of a GPT-2 or LLaMA, with its final norm and head, as a model of its own."""
-    made = copy.deepcopy(model)
-    made.blocks = made.blocks[:blocks]
-    field = next(name for name in ("n_layer", "num_hidden_layers") if hasattr(made.config, name))
-    made.config = replace(made.config, **{field: blocks})
-    return made
 
 
 def named(prefix: str, found: dict[int, float]) -> dict[str, float]:

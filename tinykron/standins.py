@@ -1,7 +1,7 @@
 """Labelled tasks that need no download, made of the documentation that every Python carries.
 
-Stand-ins, to learn and to test with, in the very formats of GLUE and SQuAD: what a model reaches on them says nothing
-of those. Same Python, same examples; another version documents itself in other words.
+Stand-ins, to learn and to test with, in the very formats of GLUE, SQuAD, Alpaca and TriviaQA: what a model reaches on
+them says nothing of those. Same Python, same examples; another version documents itself in other words.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ CONTEXT_CHARACTERS = 40, 600  # of a docstring that is asked about
 
 
 def files(name: str) -> dict[str, str]:
-    """Return the files of a stand-in, their text by their name: "docs/package", "docs/neighbours", "docs/returns"."""
+    """Return the files of a stand-in, their text by their name: "docs/package", "docs/questions", ..."""
     if name not in MAKERS:
         raise DataError(f"no stand-in {name!r}, expected one of {', '.join(MAKERS)}")
     return MAKERS[name]()
@@ -143,10 +143,56 @@ def returns() -> dict[str, str]:
     }
 
 
+FIRST_SENTENCE = re.compile(r"[A-Z].{18,180}?[.](?=\s|$)")
+
+
+def _described() -> Iterator[tuple[data.Docstring, str]]:
+    """Yield modules and functions that a sentence describes, with that sentence; each sentence once."""
+    seen: set[str] = set()
+    for found in data.docstrings():
+        sentence = FIRST_SENTENCE.match(_flat(found.text))
+        if sentence and (found.function or not found.name) and not found.name.startswith("_"):
+            if sentence[0] not in seen:
+                yield found, sentence[0]
+            seen.add(sentence[0])
+
+
+def instructions() -> dict[str, str]:
+    """Say what this is for: functions as inputs, modules without an input. In Alpaca's layout."""
+    entries = []
+    for found, sentence in _described():
+        module = found.module.removesuffix(".__init__")
+        if found.name:
+            asked = {"instruction": "Say what this function does.", "input": f"{module}.{found.name}"}
+        else:
+            asked = {"instruction": f"What is the module {module} for?", "input": ""}
+        entries.append({**asked, "output": sentence})
+    return {"instructions.json": json.dumps(entries, indent=1)}
+
+
+def questions() -> dict[str, str]:
+    """Which module has this function? In TriviaQA's layout: right is every module that has one of that name."""
+    modules: dict[str, list[str]] = {}
+    for found, _ in _described():
+        if found.name:
+            modules.setdefault(found.name, []).append(found.module.removesuffix(".__init__"))
+    asked = [
+        {
+            "Question": f"Which module has the function {name}?",
+            "QuestionId": name,
+            "Answer": {"Value": places[0], "Aliases": list(dict.fromkeys(places)), "Type": "FreeForm"},
+        }
+        for name, places in modules.items()
+    ]
+    return {"questions.json": json.dumps({"Data": asked, "Domain": "docs", "Version": 1.0}, indent=1)}
+
+
 MAKERS: dict[str, Callable[[], dict[str, str]]] = {
     "docs/package": package,
     "docs/neighbours": neighbours,
     "docs/returns": returns,
+    "docs/instructions": instructions,
+    "docs/questions": questions,
 }
 SETS = plain_files("train", "dev")
 TASKS: dict[str, Glue | Squad] = {

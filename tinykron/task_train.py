@@ -79,7 +79,7 @@ class FineTuning:
 class TaskHistory(History):
     """What a fine-tuning went through; `perplexities` stay empty."""
 
-    settings: FineTuning  # type: ignore[assignment]
+    settings: FineTuning
     scores: list[tuple[int, Score]] = field(default_factory=list)  # (steps done, metrics), after each epoch
 
     def best(self) -> int:

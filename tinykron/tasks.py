@@ -17,6 +17,7 @@ from tinykron.errors import TinykronError
 from tinykron.features import predict
 from tinykron.glue import Glue, Source
 from tinykron.models.bert import Bert, with_head
+from tinykron.models.gpt2 import GPT2, with_classifier
 from tinykron.squad import Squad
 
 Task = Glue | Squad
@@ -61,8 +62,8 @@ def source_of(task: Task, folder: str | Path | None) -> Source:
         if not Path(folder).exists():
             raise TinykronError(f"{folder}: found nothing, expected the files of {task.name}")
         return Path(folder)
-    if task.name not in standins.MAKERS:
-        own = ", ".join(standins.MAKERS)
+    if task.name not in standins.TASKS:
+        own = ", ".join(standins.TASKS)
         raise TinykronError(f"{task.name}: name the folder of its files with --data; only {own} need none")
     return standins.files(task.name)
 
@@ -70,9 +71,14 @@ def source_of(task: Task, folder: str | Path | None) -> Source:
 # Heads ----------------------------------------------------------------------------------------------------------------
 
 
+Classifier = Bert | GPT2
+
+
 def _check(model: Any, task: Task) -> None:
-    if not isinstance(model, Bert):
-        raise TinykronError(f"{task.name}: expected a Bert, found a {type(model).__name__}")
+    kinds = (Bert,) if task.head == "span" else (Bert, GPT2)
+    if not isinstance(model, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise TinykronError(f"{task.name}: expected a {expected}, found a {type(model).__name__}")
     if model.tokenizer is None:
         raise TinykronError(f"{task.name}: the model has no tokenizer to read texts with")
 
@@ -85,7 +91,7 @@ def check_context(model: Any, task: Task, context: int | None) -> int:
     return context
 
 
-def _named(model: Bert, task: Task) -> Bert:
+def _named(model: Classifier, task: Task) -> Classifier:
     """Write the names of a task's classes into a model's configuration."""
     if task.head == "span":
         return model
@@ -99,7 +105,7 @@ def _named(model: Bert, task: Task) -> Bert:
     return model
 
 
-def _order(model: Bert, task: Task) -> list[int] | None:
+def _order(model: Classifier, task: Task) -> list[int] | None:
     """Return which of the head's classes is each of the task's: by name, by number where names are LABEL_0, ...
 
     None where the head is no head for the task.
@@ -120,22 +126,26 @@ def _order(model: Bert, task: Task) -> list[int] | None:
     return list(range(task.labels)) if unnamed else None
 
 
-def fitted(model: Any, task: Task, generator: np.random.Generator) -> Bert:
-    """Return a copy of a BERT with a head for a task: its own where that has the task's classes, else a new one."""
+def fitted(model: Any, task: Task, generator: np.random.Generator) -> Classifier:
+    """Return a copy of a model with a head for a task: its own where that has the task's classes, else a new one."""
     _check(model, task)
     order = _order(model, task)
     if order is None:
+        if isinstance(model, GPT2):
+            return _named(with_classifier(model, task.labels, generator), task)
         return _named(with_head(model, task.head, task.labels, generator), task)
     return _named(_reordered(copy.deepcopy(model), order), task)
 
 
-def _reordered(model: Bert, order: Sequence[int]) -> Bert:
+def _reordered(model: Classifier, order: Sequence[int]) -> Classifier:
     """Put the classes of a model's head in an order, in place."""
     if list(order) == sorted(order):
         return model
-    linear: Any = model.get("head.linear")
+    linear: Any = model.get("score" if isinstance(model, GPT2) else "head.linear")
     order_C = to_device(np.array(order), linear.weight.device)
-    linear.weight.data, linear.bias.data = linear.weight.data[:, order_C], linear.bias.data[order_C]
+    linear.weight.data = linear.weight.data[:, order_C]
+    if linear.bias is not None:
+        linear.bias.data = linear.bias.data[order_C]
     return model
 
 
@@ -165,7 +175,7 @@ def evaluate(
     return TaskEvaluation(task.name, sets, counts, details, dropped, context, where)
 
 
-def ready(model: Any, task: Task) -> Bert:
+def ready(model: Any, task: Task) -> Classifier:
     """Return a model whose head gives the classes of a task in their order. Raises TinykronError if it has none."""
     _check(model, task)
     order = _order(model, task)

@@ -24,6 +24,7 @@ from tinykron.backend import recycled_memory, to_host
 from tinykron.distill import Batch, Distillation, Losses
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.instructions import Examples
 from tinykron.masking import Masking
 from tinykron.nn import Module
 from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
@@ -88,7 +89,7 @@ def _number(value: Any) -> bool:
 class History:
     """What a training went through."""
 
-    settings: Settings
+    settings: Any  # Settings; of a labelled task, FineTuning
     steps: int = 0  # done
     terms: list[dict[str, float]] = field(default_factory=list)  # of each step, before weighting
     gradient_norms: list[float] = field(default_factory=list)  # of each step, before clipping
@@ -100,7 +101,7 @@ class History:
 
 def fit(
     student: Module,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Examples,
     settings: Settings,
     *,
     teacher: Module | None = None,
@@ -115,7 +116,8 @@ def fit(
 ) -> History:
     """Train `student` in place on random windows of `tokens`, on the text alone or beside a teacher.
 
-    tokens    (N,) token ids; held_out, likewise, is evaluated as the settings say and at the end
+    tokens    (N,) token ids, or examples, of which a step draws `batch` whole ones; held_out, (N,) token ids, is
+              evaluated as the settings say and at the end
     losses    what counts; by default the cross-entropy alone without a teacher, and KnGPT2's four terms with one
     layers    the teacher's layer for each of the student's; by default every k-th
     distillation  what to minimise, in place of these three: such as `exits.SortedLoss`
@@ -137,8 +139,11 @@ def fit(
         resume_run(path, student, optimiser, history, adapters)
     kept = history.steps  # as many as the checkpoint holds
     student.train()
-    total, done = (steps * settings.tokens_per_step for steps in (settings.steps, history.steps))
-    with recycled_memory(), interruptible() as stop, Progress(title, total, "tokens", done) as progress:
+    unit, each = "tokens", settings.tokens_per_step
+    if isinstance(tokens, Examples):  # which are of unequal length
+        unit, each = "examples", settings.batch * settings.accumulate
+    total, done = (steps * each for steps in (settings.steps, history.steps))
+    with recycled_memory(), interruptible() as stop, Progress(title, total, unit, done) as progress:
         while history.steps < settings.steps and not stop.is_set():
             step = history.steps
             optimiser.lr = settings.lr * factor(step)
@@ -163,7 +168,7 @@ def fit(
                 history.perplexities.append((history.steps, value))
             note = [f"{name} {value:.3f}" for name, value in terms.items()]
             note += [f"held-out perplexity {value:.2f}" for _, value in history.perplexities[-1:]]
-            progress.advance(settings.tokens_per_step, ", ".join(note))
+            progress.advance(each, ", ".join(note))
             if path and (last or history.steps % settings.checkpoint_every == 0):
                 save_run(path, student, optimiser, history, adapters)
                 kept = history.steps
@@ -186,7 +191,7 @@ class Feed:
     """The batches of a run, and what the teacher says of them. They depend on (seed, place in the epoch) alone."""
 
     distillation: Distillation
-    tokens: np.ndarray
+    tokens: np.ndarray | Examples
     settings: Settings
     masking: Masking | None = None
     cache: TeacherCache | None = None
@@ -194,6 +199,8 @@ class Feed:
     def __post_init__(self) -> None:
         if self.pairs and self.masking is None:
             raise TinykronError("next_sentence: expected a masked language model, found no masking")
+        if self.masking and isinstance(self.tokens, Examples):
+            raise TinykronError("examples: are for causal models, found a masked language model")
         if self.cache and self.distillation.losses.needs_teacher:
             self.cache.open(self._origin(), self.epoch * self.settings.accumulate)
 
@@ -217,16 +224,20 @@ class Feed:
     def batches(self, step: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield each batch of a step, with what the teacher says of it."""
         generator = np.random.default_rng((self.settings.seed, step % self.epoch))
-        drawn = self.tokens, self.settings.batch, self.settings.context, generator
         for number in range(self.settings.accumulate):
-            if self.masking is None:
-                batch = Batch(*data.sample_batch(*drawn))
-            elif self.pairs:
-                ids_BT, targets_BT, types_BT, other_B = self.masking.sample_pairs(*drawn)
-                batch = Batch(ids_BT, targets_BT, None, types_BT, other_B)
-            else:
-                batch = Batch(*self.masking.sample_batch(*drawn))
+            batch = self._drawn(generator)
             yield batch, self._known(batch, step, step % self.epoch * self.settings.accumulate + number)
+
+    def _drawn(self, generator: np.random.Generator) -> Batch:
+        if isinstance(self.tokens, Examples):
+            return Batch(*self.tokens.sample_batch(self.settings.batch, generator))
+        drawn = self.tokens, self.settings.batch, self.settings.context, generator
+        if self.masking is None:
+            return Batch(*data.sample_batch(*drawn))
+        if self.pairs:
+            ids_BT, targets_BT, types_BT, other_B = self.masking.sample_pairs(*drawn)
+            return Batch(ids_BT, targets_BT, None, types_BT, other_B)
+        return Batch(*self.masking.sample_batch(*drawn))
 
     def _known(self, batch: Batch, step: int, number: int) -> dict[str, Any]:
         ask, losses = self.distillation.ask, self.distillation.losses
@@ -239,7 +250,7 @@ class Feed:
         settings, distillation = self.settings, self.distillation
         drawn = {name: getattr(settings, name) for name in ("batch", "context", "accumulate", "seed")}
         return {
-            "teacher": _digest_model(distillation.teacher),
+            "teacher": digest_model(distillation.teacher),
             "text": _digest_text(self.tokens, self.masking),
             "batches": ", ".join(f"{name} {value}" for name, value in (drawn | {"epoch": self.epoch}).items()),
             "losses": ", ".join(sorted(distillation.losses.terms)),
@@ -250,11 +261,12 @@ class Feed:
         """Return what differs wherever a run would go another way, beyond its settings and its student."""
         distillation = self.distillation
         given = distillation.identity, self.cache and self.cache.dtype
-        text, teacher = _digest_text(self.tokens, self.masking), _digest_model(distillation.teacher)
+        text, teacher = _digest_text(self.tokens, self.masking), digest_model(distillation.teacher)
         return hashlib.blake2b(repr((given, text, teacher)).encode(), digest_size=16).hexdigest()
 
 
-def _digest_model(model: Module | None) -> str:
+def digest_model(model: Module | None) -> str:
+    """Return a fingerprint of all parameters, by name and value."""
     digest = hashlib.blake2b(digest_size=16)
     for name, array in model.state_dict().items() if model else ():
         digest.update(name.encode())
@@ -262,8 +274,9 @@ def _digest_model(model: Module | None) -> str:
     return digest.hexdigest()
 
 
-def _digest_text(tokens: np.ndarray, masking: Masking | None) -> str:
+def _digest_text(tokens: np.ndarray | Examples, masking: Masking | None) -> str:
     digest = hashlib.blake2b(repr(masking).encode(), digest_size=16)
+    tokens = tokens.stream if isinstance(tokens, Examples) else tokens
     digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
     return digest.hexdigest()
 

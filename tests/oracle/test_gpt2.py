@@ -123,3 +123,23 @@ def test_the_real_configuration(tmp_path):
     for hidden, reference in zip(found.hidden, expected.hidden, strict=True):
         assert_close(hidden, reference, rtol=0, atol=LOGITS)
     assert_gradients(loss_gradients(ours, ids_BT, mask_BT), expected.gradients)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_classifier_agrees_both_ways(tmp_path, labels):
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(labels)
+    shape = {"vocab_size": 20, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2, "num_labels": labels}
+    theirs = GPT2ForSequenceClassification(GPT2Config(**shape, pad_token_id=0, eos_token_id=0)).eval()
+    ids_BT, mask_BT = np.array([[5, 6, 7, 8], [3, 4, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids_BT), attention_mask=torch.tensor(mask_BT)).logits.numpy()
+    ours = tk.load(write(theirs, tmp_path / "theirs", PREFIX))
+    assert_close(ours(ids_BT, mask_BT).logits, expected, rtol=0, atol=LOGITS)
+    tk.save(ours, tmp_path / "ours")
+    back = GPT2ForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        again = back(torch.tensor(ids_BT), attention_mask=torch.tensor(mask_BT)).logits.numpy()
+    assert_close(again, expected, rtol=0, atol=LOGITS)

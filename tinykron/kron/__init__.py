@@ -19,6 +19,9 @@ from tinykron.kron.fit import nearest as nearest
 from tinykron.kron.kronecker_sum import KroneckerSum as KroneckerSum
 from tinykron.kron.linear import KronEmbedding as KronEmbedding
 from tinykron.kron.linear import KronLinear as KronLinear
+from tinykron.kron.nested import cut as cut
+from tinykron.kron.nested import first_terms as first_terms
+from tinykron.kron.nested import first_units as first_units
 from tinykron.kron.operators import Kron as Kron
 from tinykron.kron.operators import Sum as Sum
 from tinykron.kron.plan import Choice as Choice

@@ -19,8 +19,11 @@ from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.fit import RIDGE, check_matrix, compact
 from tinykron.kron.metric import Metric
 from tinykron.kron.product import multiplications_of
-from tinykron.kron.svd import rearranged_gram
+from tinykron.kron.svd import short_first
 
+PROBES = 16  # random vectors, by which the size of a large Gram matrix is estimated before it is computed
+PROBED = 256  # rows of a Gram matrix that is large
+SLACK = 0.07  # that is added to the estimate: three of its standard deviations at 256 rows, more beyond
 REACH = 1 / 8  # Kronecker sums of a smaller share of the parameters are left out, low rank is not
 
 
@@ -58,12 +61,19 @@ def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_r
     found: list[tuple[Shape, np.ndarray]] = []  # the loss of 0, 1, 2, ... terms
     low_rank: np.ndarray | None = None
     rough = covariance if covariance is None or isinstance(covariance, tuple) else covariance.astype(w.dtype)
+    as_it_is: Array | None = None  # the matrix, whitened by the metric itself
     for n in divisors(columns):  # from 1: low rank comes first, and the others are held against it
-        whole = 1 in (n, columns // n)  # then the metric is taken as it is
-        inputs = metrics.split(covariance if whole else rough, (n, columns // n), tolerance=1e-4)
-        first, second = (_root(part, w) for part in (inputs.first, inputs.second))
-        white = metrics.times(matrix, first, second, (n, columns // n))
         shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)[::-1]) if terms_of((rows, columns), (m, n))]
+        if not shapes:
+            continue
+        whole = 1 in (n, columns // n)  # then the metric is taken as it is
+        if whole and as_it_is is not None:
+            white = as_it_is
+        else:
+            inputs = metrics.split(covariance if whole else rough, (n, columns // n), tolerance=1e-4)
+            first, second = (_root(part, w) for part in (inputs.first, inputs.second))
+            white = metrics.times(matrix, first, second, (n, columns // n))
+            as_it_is = white if whole and not isinstance(covariance, tuple) else as_it_is
         if low_rank is None and (rows, 1) in shapes:
             low_rank = _losses((rows, columns), white, output, None, (rows, 1))
             found.append(((rows, 1), low_rank))
@@ -83,18 +93,39 @@ def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | N
     if output is not None:
         outputs = metrics.split(output, sizes)
         white = metrics.times(white.T, _root(outputs.first, white), _root(outputs.second, white), sizes).T
-    gram = rearranged_gram(white, own)
-    xp = xp_of(gram)
+    r_SL = short_first(white, own)
+    xp, size = xp_of(r_SL), len(r_SL)
+    terms = np.array(terms_of(dense, shape))
+    ranks = terms * (shape[0] * shape[1] + dense[0] * dense[1] // (shape[0] * shape[1])) // sum(dense)
+
+    def hopeless(square: float, whole: float) -> bool:
+        """Whether low rank is the better fit, by how much stands on the diagonal of R R^T, and in all of it squared."""
+        if low_rank is None or not whole:
+            return False
+        least = _least_loss(terms, size, square / whole**2)
+        return bool(np.all(least >= low_rank[np.minimum(ranks, len(low_rank) - 1)]))
+
+    if size >= PROBED and hopeless((1.0 + SLACK) * _square(r_SL), float((r_SL * r_SL).sum())):
+        return np.ones(1)
+    gram = r_SL @ r_SL.T
     whole = float(xp.diagonal(gram).astype(np.float64).sum())
-    if low_rank is not None and whole:
-        terms = np.array(terms_of(dense, shape))
-        ranks = terms * (shape[0] * shape[1] + dense[0] * dense[1] // (shape[0] * shape[1])) // sum(dense)
-        square = float((gram * gram).astype(np.float64).sum()) / whole**2
-        if np.all(_least_loss(terms, len(gram), square) >= low_rank[np.minimum(ranks, len(low_rank) - 1)]):
-            return np.ones(1)
+    if hopeless(float((gram * gram).astype(np.float64).sum()), whole):
+        return np.ones(1)
     squares = to_host(xp.maximum(xp.linalg.eigvalsh(gram), 0.0)).astype(np.float64)
     tail = np.append(np.cumsum(squares)[::-1], 0.0)
     return tail / tail[0] if tail[0] else tail
+
+
+def _square(r_SL: Array) -> float:
+    """Return an estimate of the sum of squares of R R^T, from what it makes of random vectors. Hutchinson 1990.
+
+    Its standard deviation is at most sqrt(2 / PROBES) of it, and close to sqrt(2 / (PROBES * S)) where no direction
+    stands out; where one does, the bound that it serves is far from what it is held against.
+    """
+    xp = xp_of(r_SL)
+    z_SK = xp.asarray(np.random.default_rng(0).standard_normal((len(r_SL), PROBES)).astype(r_SL.dtype))
+    seen_SK = r_SL @ (r_SL.T @ z_SK)
+    return float((seen_SK * seen_SK).sum(axis=0).astype(np.float64).sum()) / PROBES
 
 
 def _least_loss(terms: np.ndarray, size: int, square: float) -> np.ndarray:

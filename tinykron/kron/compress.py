@@ -52,7 +52,7 @@ def factorise(
             fit = dataclasses.replace(fit, a=fit.a.copy(), b=fit.b.copy())  # the plan may be carried out again
         kind = KronLinear if isinstance(module, Linear) else KronEmbedding
         replacements[module] = kind.from_dense(module, fit)  # type: ignore[arg-type]
-    return _copy_with(model, replacements)
+    return copy_with(model, replacements)
 
 
 def fit_of(
@@ -90,7 +90,7 @@ def problem(module: Linear | Embedding, name: str, calibration: Calibration | No
 def merge(model: AnyModule) -> AnyModule:
     """Return a new model in which each sum of Kronecker products is a dense matrix again; the logits stay the same."""
     kron = {module for _, module in model.modules() if isinstance(module, KronLinear | KronEmbedding)}
-    return _copy_with(model, {module: module.to_dense() for module in kron})
+    return copy_with(model, {module: module.to_dense() for module in kron})
 
 
 def plan_of(model: Module) -> KronPlan | None:
@@ -99,8 +99,8 @@ def plan_of(model: Module) -> KronPlan | None:
     for name, module in model.modules():
         if isinstance(module, KronModule) and module not in seen:
             seen.add(module)
-            terms, m, n = module.a_RMN.shape
-            plan[name] = Choice(module.factors.shape, (m, n), terms, module.energy)
+            fit = module.factors
+            plan[name] = Choice(fit.shape, fit.a.shape[1:], fit.terms, module.energy)
     return plan or None
 
 
@@ -154,7 +154,7 @@ def _own_parameters(module: Module) -> list[Parameter]:
     return [value for value in vars(module).values() if isinstance(value, Parameter)]
 
 
-def _copy_with(model: AnyModule, replacements: Mapping[Module, Module]) -> AnyModule:
+def copy_with(model: AnyModule, replacements: Mapping[Module, Module]) -> AnyModule:
     """Return a deep copy of a model with some modules replaced, which are not copied; gradients are left behind."""
     for module, new in replacements.items():
         new.training = module.training

@@ -122,8 +122,8 @@ class Search:
         first, second = metrics.Root(outputs.first), metrics.Root(outputs.second)
         left = metrics.times(w.T, first.root, second.root, (a_shape[0], b_shape[0])).T
         fit = self.one_sided(left, a_shape, terms, covariance)
-        a_RMN = metrics.times(fit.a.swapaxes(1, 2), first.inverse, None, (a_shape[0], 1)).swapaxes(1, 2)
-        b_RPQ = metrics.times(fit.b.swapaxes(1, 2), None, second.inverse, (1, b_shape[0])).swapaxes(1, 2)
+        a_RMN = first.divide(fit.a.swapaxes(1, 2)).swapaxes(1, 2)
+        b_RPQ = second.divide(fit.b.swapaxes(1, 2)).swapaxes(1, 2)
         if outputs.exact:
             return replace(fit, a=a_RMN, b=b_RPQ)
         whole = metrics.cost(w, covariance, output)
@@ -141,8 +141,7 @@ class Search:
         inputs = metrics.split(covariance, sizes)
         first, second = metrics.Root(inputs.first), metrics.Root(inputs.second)
         white = truncated(metrics.times(w, first.root, second.root, sizes), a_shape, terms, by_gram=True)
-        a_RMN = metrics.times(white.a, first.inverse, None, (sizes[0], 1))
-        b_RPQ = metrics.times(white.b, None, second.inverse, (1, sizes[1]))
+        a_RMN, b_RPQ = first.divide(white.a), second.divide(white.b)
         if inputs.exact:
             bound = white.error or 0.0
             return replace(white, a=a_RMN, b=b_RPQ, bounds=(bound, bound) if self.certify else None)
@@ -199,8 +198,7 @@ def _in_order(a_RMN: Array, b_RPQ: Array, first: Root, second: Root) -> KronSum:
     scale = xp.sqrt(s)
     a_RMN = (q_KR @ (u * scale)).T.reshape(a_RMN.shape)
     b_RPQ = (q_LR @ (vt.T * scale)).T.reshape(b_RPQ.shape)
-    a_RMN = metrics.times(a_RMN, first.inverse, None, (sizes[0], 1))
-    return KronSum(a_RMN, metrics.times(b_RPQ, None, second.inverse, (1, sizes[1])))
+    return KronSum(first.divide(a_RMN), second.divide(b_RPQ))
 
 
 def _finished(fit: KronSum, dtype: Any) -> KronSum:

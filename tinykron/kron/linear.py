@@ -6,14 +6,26 @@ embedding, (V, D), is W itself.
 
 from __future__ import annotations
 
+import copy
 from math import sqrt
-from typing import Any
+from typing import Any, Self
 
-from tinykron.backend import Array, backend_of, by_rows, scatter_add
+from tinykron.backend import Array, backend_of, by_rows, scatter_add, xp_of
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
 from tinykron.kron.order import Order, Passes, checked_plan, order_of
-from tinykron.nn import INITIAL_STD, Embedding, Generator, Linear, Module, Unset, checked_ids, constant, normal
+from tinykron.nn import (
+    INITIAL_STD,
+    Embedding,
+    Generator,
+    Linear,
+    Module,
+    Parameter,
+    Unset,
+    checked_ids,
+    constant,
+    normal,
+)
 from tinykron.tensor import Function, Tensor
 
 # Functions ------------------------------------------------------------------------------------------------------------
@@ -105,14 +117,32 @@ class KronRows(Function):
 # Layers ---------------------------------------------------------------------------------------------------------------
 
 
+class Prefix(Function):
+    """The first so many entries along each axis, None for all of them, side by side in memory."""
+
+    def __init__(self, *counts: int | None) -> None:
+        self.places = tuple(slice(count) for count in counts)
+
+    def forward(self, xp, x):
+        self.shape = x.shape
+        return xp.ascontiguousarray(x[self.places])
+
+    def backward(self, xp, grad):
+        whole = xp.zeros(self.shape, dtype=grad.dtype)
+        whole[self.places] = grad
+        return whole
+
+
 class KronModule(Module):
     """What the two layers share: a matrix of shape `dense` = (M*P, N*Q) as factors a_RMN and b_RPQ.
 
     `energy` is the share of the dense matrix's norm that was kept when the factors were fitted; None if never.
     `plan` is the way to multiply, as for `kron.apply`; set it on a layer, or on the class for all of them.
+    `used` is how many terms count, and how many rows and columns of A: the first ones, None for all of them.
     """
 
     plan: str
+    used: tuple[int | None, int | None, int | None] = (None, None, None)
 
     def __init__(self, dense: Shape, shape: Shape, terms: int, generator: Generator) -> None:
         a_shape, b_shape = algebra.factor_shapes(dense, shape)
@@ -123,12 +153,55 @@ class KronModule(Module):
         self.energy: float | None = None
 
     @property
+    def terms(self) -> int:
+        """How many terms count."""
+        return len(self.factors.a)
+
+    @property
     def factors(self) -> KronSum:
-        """The factors as arrays: the layer's own."""
-        return KronSum(self.a_RMN.data, self.b_RPQ.data)
+        """What counts of the factors, as arrays: the layer's own."""
+        terms, rows, columns = self.used
+        return KronSum(self.a_RMN.data[:terms, :rows, :columns], self.b_RPQ.data[:terms])
+
+    def first(self, terms: int | None = None, rows: int | None = None, columns: int | None = None) -> Self:
+        """Return a layer with the same parameters, of which so many terms, rows and columns of A count at most."""
+        made = copy.copy(self)
+        pairs = zip((terms, rows, columns), self.factors.a.shape, strict=True)
+        wanted = [size if count is None else min(count, size) for count, size in pairs]
+        made.used = (wanted[0], wanted[1], wanted[2])
+        return made
+
+    def trimmed(self) -> Self:
+        """Return a layer with parameters of its own that hold what counts, and no more."""
+        made = copy.copy(self)
+        for name, whole, kept in self._kept():
+            parameter = Parameter(kept.copy())
+            parameter.requires_grad = whole.requires_grad
+            setattr(made, name, parameter)
+        made.used, made.energy = (None, None, None), None if self.unused else self.energy
+        return made
+
+    @property
+    def unused(self) -> int:
+        """How many numbers the parameters hold that do not count."""
+        return sum(whole.size - kept.size for _, whole, kept in self._kept())
+
+    def _kept(self) -> list[tuple[str, Parameter, Array]]:
+        """Return name, parameter and what counts of it, for each parameter."""
+        fit, bias = self.factors, getattr(self, "bias", None)
+        found = [("a_RMN", self.a_RMN, fit.a), ("b_RPQ", self.b_RPQ, fit.b)]
+        return found if bias is None else [*found, ("bias", bias, bias.data[: fit.shape[0]])]
+
+    def _in_use(self) -> tuple[Tensor, Tensor]:
+        """Return what counts of the factors, to compute with."""
+        if not self.unused:
+            return self.a_RMN, self.b_RPQ
+        return Prefix(*self.used)(self.a_RMN), Prefix(self.used[0])(self.b_RPQ)
 
     def _take(self, fit: KronSum) -> None:
-        self.a_RMN.data, self.b_RPQ.data, self.energy = fit.a, fit.b, fit.energy
+        xp: Any = xp_of(fit.a)  # row by row: the first terms then lie side by side, as in a file
+        self.a_RMN.data, self.b_RPQ.data = xp.ascontiguousarray(fit.a), xp.ascontiguousarray(fit.b)
+        self.energy = fit.energy
 
 
 class KronLinear(KronModule):
@@ -166,14 +239,17 @@ class KronLinear(KronModule):
         """Return the dense layer with the same outputs."""
         outputs, inputs = self.factors.shape
         linear = Linear(inputs, outputs, self.bias is not None, Unset())
-        a, b = self.a_RMN.data, self.b_RPQ.data
+        a, b = self.factors.a, self.factors.b
         linear.weight.data = KronSum(a.swapaxes(1, 2), b.swapaxes(1, 2)).dense()  # a Linear stores (in, out)
         if linear.bias is not None and self.bias is not None:
-            linear.bias.data = self.bias.data.copy()
+            linear.bias.data = self.bias.data[:outputs].copy()
         return linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return kron_linear(x, self.a_RMN, self.b_RPQ, self.bias, self.plan)
+        bias = self.bias
+        if bias is not None and self.unused:
+            bias = Prefix(self.factors.shape[0])(bias)
+        return kron_linear(x, *self._in_use(), bias, self.plan)
 
 
 class KronEmbedding(KronModule):
@@ -204,8 +280,8 @@ class KronEmbedding(KronModule):
     def forward(self, ids: Array, what: str = "token id") -> Tensor:
         """Look rows up; ids on the host, or on the table's device. DataError names an id out of range and its place."""
         count = self.factors.shape[0]
-        return KronRows()(self.a_RMN, self.b_RPQ, checked_ids(ids, count, self.a_RMN.device, what))
+        return KronRows()(*self._in_use(), checked_ids(ids, count, self.a_RMN.device, what))
 
     def project(self, x: Tensor) -> Tensor:
         """Return x @ table^T, the scores of each row of the table."""
-        return kron_linear(x, self.a_RMN, self.b_RPQ, plan=self.plan)
+        return kron_linear(x, *self._in_use(), plan=self.plan)

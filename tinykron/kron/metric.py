@@ -179,6 +179,27 @@ class Root:
             self._inverse, self._triangular = _inverse_of_lower(self.root), False
         return self._inverse
 
+    def divide(self, x: Array) -> Array:
+        """Return x (..., D) times the inverse of the root, which is not built where x has fewer rows than it."""
+        if self.root is None:
+            return x
+        if self.root.ndim == 1:
+            return x * self._inverse
+        rows = x.reshape(-1, x.shape[-1])
+        if self._triangular and len(rows) < len(self.root):
+            return _divided_by_lower(rows, self.root).reshape(x.shape)
+        return (rows @ self.inverse).reshape(x.shape)
+
+
+def _divided_by_lower(x: Array, root: Array) -> Array:
+    """Return x times the inverse of a lower triangular matrix, by halves, the last columns first."""
+    half = len(root) // 2
+    if half < ROWS:
+        return x @ xp_of(root).linalg.inv(root)
+    last = _divided_by_lower(x[:, half:], root[half:, half:])
+    first = _divided_by_lower(x[:, :half] - last @ root[half:, :half], root[:half, :half])
+    return xp_of(x).concatenate([first, last], axis=1)
+
 
 def _inverse_of_lower(root: Array) -> Array:
     """Return the inverse of a lower triangular matrix, by halves: a third of the work, and of the memory, of `inv`."""

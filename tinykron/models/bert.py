@@ -11,6 +11,8 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.kron.nested import NestedModel
+from tinykron.models import classes
 from tinykron.models.bert_config import HEADS as HEADS
 from tinykron.models.bert_config import BertConfig as BertConfig
 from tinykron.models.bert_config import told_by_tensors as told_by_tensors
@@ -82,7 +84,7 @@ class Classifier(Module):
         return self.linear(self.dropout(x))
 
 
-class Bert(Module):
+class Bert(NestedModel):
     """BERT's encoder, with one of its heads or none."""
 
     def __init__(self, config: BertConfig, generator: Generator = None) -> None:
@@ -113,6 +115,7 @@ class Bert(Module):
         exit: int | None = None,
         exits: Sequence[int] | None = None,
         attention_heads: bool = False,
+        read: bool = True,
     ) -> Output:
         """Return the hidden states, what the pooler makes of the first one, and the head's logits.
 
@@ -123,6 +126,7 @@ class Bert(Module):
         exit              run so many blocks only, then pooler and head; each of its blocks ends in a norm of its own
         exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
         attention_heads   keep each layer's queries, keys and values
+        read              False: no logits; `out.states[n]` of each exit is what `model.read(state)` makes them of
         Logits are (B, T, V) for "masked_lm", (B, C) for "sequence", (B, T, C) for "token", (B, T, 2) for "span": where
         an answer starts and ends; None without a head. Raises DataError for an id or a token type out of range,
         TinykronError beyond the context, for an exit that is none, and for `exits` without a head.
@@ -147,12 +151,22 @@ class Bert(Module):
             hidden.append(x_BTD)
             scores.append(used.scores)
             heads.append(used._replace(scores=None) if attention_heads else None)
-        read = {depth: self._read(hidden[depth]) for depth in depths}
-        logits, pooled_BD = read[depths[-1]]
-        served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in read.items()}
+        if not read:
+            states = {depth: hidden[depth] for depth in depths}
+            return Output(None, tuple(hidden), tuple(scores) if attention_scores else None, states=states)
+        made = {depth: self._read(hidden[depth]) for depth in depths}
+        logits, pooled_BD = made[depths[-1]]
+        served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in made.items()}
         out = Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served)
         out.attention_heads = tuple(heads) if attention_heads else None
         return out
+
+    def read(self, x_BTD: Tensor, exit: int | None = None) -> Tensor:
+        """Return the logits of what leaves a block; all exits share the head. Raises TinykronError without one."""
+        logits, _ = self._read(x_BTD)
+        if logits is None:
+            raise TinykronError("exits: the encoder has no head to read them with")
+        return logits
 
     def _read(self, x_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return what head and pooler make of what leaves a block: the logits, and (B, D)."""
@@ -185,8 +199,7 @@ def with_head(model: Bert, head: str | None, labels: int = 2, generator: Generat
         raise TinykronError(f"head: found {head!r}, expected one of {expected}")
     positive({"labels": labels}, "labels")
     made = copy.deepcopy(model)
-    old = ("id2label", "label2id", "num_labels")
-    extra = {key: value for key, value in model.config.extra.items() if key not in old}
+    extra = classes.without_names(model.config.extra)
     pooler = model.pooler is not None
     made.config = replace(model.config, head=head, labels=labels, has_pooler=pooler, extra=extra)
     if made.config.pooler and made.pooler is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinykron.errors import CheckpointError
+from tinykron.models import classes
 from tinykron.models.transformer import ACTIVATIONS, boolean, number, positive
 
 HEADS = {  # of each class of transformers
@@ -80,16 +81,14 @@ class BertConfig:
         for key, refused in UNSUPPORTED.items():
             if config.get(key) is refused:
                 raise CheckpointError(f"{key}: {refused} changes the mathematics and is not supported")
-        return cls(**known, head=_head_of(config), labels=_labels(config), extra=extra)
+        return cls(**known, head=_head_of(config), labels=classes.count(config), extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
         architecture = next(name for name, head in HEADS.items() if head == self.head)
-        if self.head in ("sequence", "token") and len(self.extra.get("id2label", ())) != self.labels:
-            names = [f"LABEL_{number}" for number in range(self.labels)]
-            own["id2label"] = {str(number): name for number, name in enumerate(names)}
-            own["label2id"] = {name: number for number, name in enumerate(names)}
+        if self.head in ("sequence", "token"):
+            own |= classes.said(self.extra, self.labels)
         return {"model_type": "bert", **self.extra, **own, "architectures": [architecture]}
 
 
@@ -98,17 +97,6 @@ def _head_of(config: dict[str, Any]) -> str | None:
     if not isinstance(found, list) or len(found) != 1 or found[0] not in list(HEADS):
         raise CheckpointError(f"architectures: found {found!r}, expected one of {', '.join(HEADS)}")
     return HEADS[found[0]]
-
-
-def _labels(config: dict[str, Any]) -> int:
-    labels = config.get("id2label")
-    if labels is None:
-        return positive(config, "num_labels", 2)
-    if not isinstance(labels, dict) or not labels:
-        raise CheckpointError(f"id2label: expected an object of label numbers and names, found {labels!r}")
-    if config.get("num_labels", len(labels)) != len(labels):
-        raise CheckpointError(f"num_labels: found {config['num_labels']!r}, id2label has {len(labels)}")
-    return len(labels)
 
 
 def told_by_tensors(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -6,17 +6,25 @@ Letters: B batch, T query time, S key time, H heads, G key/value heads, K head w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import inf
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from tinykron import fused
 from tinykron.attention import attention, rotary
-from tinykron.backend import Array, to_device, to_host, xp_of
-from tinykron.errors import CheckpointError, ShapeError, TinykronError
-from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm
+from tinykron.backend import Array, xp_of
+from tinykron.errors import ShapeError, TinykronError
+from tinykron.kron.nested import NestedModel, with_blocks
+from tinykron.models.checks import boolean as boolean
+from tinykron.models.checks import check_exit as check_exit
+from tinykron.models.checks import check_exits as check_exits
+from tinykron.models.checks import check_ids as check_ids
+from tinykron.models.checks import check_mask as check_mask
+from tinykron.models.checks import number as number
+from tinykron.models.checks import positive as positive
+from tinykron.models.checks import trained_exits as trained_exits
+from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm, sharing_copy
 from tinykron.tensor import Tensor
 
 Angles = tuple[Array, Array]  # cosines and sines of rotary positions, (T, K/2) or (B, 1, T, K/2)
@@ -40,6 +48,7 @@ class Output:
     pooled: Tensor | None = None  # (B, D): what BERT's pooler makes of the first position
     exits: dict[int, Tensor] | None = None  # when asked for: the logits after so many blocks, shallow to deep
     attention_heads: tuple[Heads, ...] | None = None  # L, without their scores, when asked for
+    states: dict[int, Tensor] | None = None  # of a pass that reads no head: what leaves so many blocks, (B, T, D)
 
 
 class Heads(NamedTuple):
@@ -234,7 +243,7 @@ class Block(Module):
         self.attention.remember(self.norm_1(x_BTD), cache, angles)
 
 
-class Decoder(Module):
+class Decoder(NestedModel):
     """A causal language model: embedding, blocks, final norm, and a head of its own or tied to the embedding.
 
     A family sets the attributes below, and says where positions enter: in `embed`, or as `angles` of the attention.
@@ -246,6 +255,7 @@ class Decoder(Module):
     blocks: list[Block]
     norm: LayerNorm | RMSNorm
     head: Embedding | None  # None: tied to the embedding
+    exit_parts: Sequence[Any] = ()  # what exits have of their own: see exit_parts.py
 
     @property
     def context(self) -> int:
@@ -264,9 +274,31 @@ class Decoder(Module):
         """Return an empty key/value cache for `capacity` positions."""
         return KVCache(len(self.blocks), capacity)
 
-    def read(self, x_BTD: Tensor) -> Tensor:
-        """Return the logits (B, T, V) of what leaves a block: the final norm and the head serve every exit."""
-        return self._project(self.norm(x_BTD))
+    def part(self, exit: int | None) -> Any:
+        """Return what an exit has of its own, None for most: the final norm and the head serve every exit."""
+        return next((part for part in self.exit_parts if part.exit == exit), None)
+
+    def first_blocks(self, exit: int) -> Self:
+        """Return a model of the first `exit` blocks and of what that exit reads with; it shares its parameters."""
+        made, part = super().first_blocks(exit), self.part(exit)
+        if part is not None and part.block is not None:
+            made.blocks, made.norm = [*made.blocks, sharing_copy(part.block)], part.norm
+            made.config = with_blocks(made.config, len(made.blocks))
+        if part is not None and part.head is not None:
+            made.head, made.config = part.head, replace(made.config, tie_word_embeddings=False)
+        made.exits, made.exit_parts = (() if self.exit_parts else made.exits), []
+        return made
+
+    def read(self, x_BTD: Tensor, exit: int | None = None) -> Tensor:
+        """Return the logits (B, T, V) of what leaves a block, or an exit's own block."""
+        part = self.part(exit)
+        return self._project(self.norm(x_BTD)) if part is None else part.read(x_BTD, self)
+
+    def check_cached(self, exit: int) -> None:
+        """Raise TinykronError for an exit with a block of its own: the cache has no room for its keys and values."""
+        part = self.part(exit)
+        if part is not None and part.block is not None:
+            raise TinykronError(f"exit {exit}: has a block of its own, which no cache holds; kron.cut makes it a model")
 
     def _project(self, x_BTD: Tensor) -> Tensor:
         return (self.head or self.embedding).project(x_BTD)
@@ -283,6 +315,7 @@ class Decoder(Module):
         exit: int | None = None,
         exits: Sequence[int] | None = None,
         attention_heads: bool = False,
+        read: bool = True,
     ) -> Output:
         """Return the logits (B, T, V) of the next token at each position, and what lies behind them.
 
@@ -295,6 +328,7 @@ class Decoder(Module):
         exit              run so many blocks only, then the final norm and the head. Sorted LLaMA, section 3
         exits             several of them from one pass up to the deepest: `out.exits[n]` holds the logits of each
         attention_heads   keep each layer's queries, keys and values
+        read              False: no logits; `out.states[n]` of each exit is what `model.read(state)` makes them of
         Raises DataError for an id outside the vocabulary, TinykronError beyond the context or for a wrong exit.
         """
         depths = check_exits(exit, exits, len(self.blocks))
@@ -314,85 +348,28 @@ class Decoder(Module):
             hidden.append(x_BTD)
             scores.append(used.scores)
             heads.append(used._replace(scores=None) if attention_heads else None)
+        states = {depth: self._leave(depth, hidden[depth], mask_BS, cache, angles) for depth in depths}
         hidden[-1] = self.norm(x_BTD)
+        if not read:
+            return Output(None, tuple(hidden), tuple(scores) if attention_scores else None, states=states)
         places = slice(-1, None) if last_only else slice(None)
-        inner = {depth: self.read(hidden[depth][:, places]) for depth in depths[:-1]}
-        logits = self._project(hidden[-1][:, places] if last_only else hidden[-1])
+        inner = {depth: self.read(states[depth][:, places], depth) for depth in depths[:-1]}
+        if self.part(depths[-1]) is None:
+            logits = self._project(hidden[-1][:, places] if last_only else hidden[-1])
+        else:
+            logits = self.read(states[depths[-1]][:, places], depths[-1])
         served = None if exits is None else inner | {depths[-1]: logits}
         out = Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, exits=served)
         out.attention_heads = tuple(heads) if attention_heads else None
         return out
 
-
-def check_exits(exit: int | None, exits: Sequence[int] | None, blocks: int) -> tuple[int, ...]:
-    """Return after how many blocks logits are read, shallow to deep: of all blocks where no exit is asked for.
-
-    Raises TinykronError for exits outside 1..blocks, none at all, one named twice, and for `exit` beside `exits`.
-    """
-    if exits is None:
-        return (blocks if exit is None else check_exit(exit, blocks),)
-    if exit is not None:
-        raise TinykronError(f"exit {exit} and exits {tuple(exits)}: expected one of the two")
-    depths = sorted(check_exit(depth, blocks, "exits") for depth in exits)
-    if not depths or len(set(depths)) < len(depths):
-        raise TinykronError(f"exits: expected one or more, each named once, found {tuple(exits)}")
-    return tuple(depths)
-
-
-def check_exit(exit: int, blocks: int, name: str = "exit") -> int:
-    """Return a number of blocks to leave after. Raises TinykronError unless it is a whole number in 1..blocks."""
-    if isinstance(exit, bool) or not isinstance(exit, (int, np.integer)) or not 1 <= exit <= blocks:
-        raise TinykronError(f"{name}: expected a number of blocks in 1..{blocks}, found {exit!r}")
-    return int(exit)
-
-
-def check_ids(ids: Any) -> np.ndarray:
-    """Return token ids as a (B, T) host array. Raises ShapeError for anything else."""
-    ids_BT = np.asarray(ids) if isinstance(ids, (list, tuple)) else to_host(ids)
-    if ids_BT.ndim != 2 or 0 in ids_BT.shape:
-        raise ShapeError(f"token ids: expected a non-empty (batch, time) array, found shape {ids_BT.shape}")
-    return ids_BT
-
-
-def check_mask(mask: Any, shape: tuple[int, int], device: str) -> Array | None:
-    """Return a padding mask (B, S) as booleans on `device`, or None where nothing is masked."""
-    if mask is None:
-        return None
-    mask_BS = (np.asarray(mask) if isinstance(mask, (list, tuple)) else to_host(mask)) != 0
-    if mask_BS.shape != shape:
-        raise ShapeError(f"mask: expected shape {shape} (batch, all positions so far), found {mask_BS.shape}")
-    return None if mask_BS.all() else to_device(mask_BS, device)
-
-
-def positive(config: dict[str, Any], key: str, default: int | None = None) -> int:
-    """Return a whole number > 0 from a configuration. Raises CheckpointError naming the key."""
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        found = "nothing" if value is None else repr(value)
-        raise CheckpointError(f"{key}: expected a whole number above 0, found {found}")
-    return value
-
-
-def boolean(config: dict[str, Any], key: str, default: bool) -> bool:
-    """Return true or false from a configuration. Raises CheckpointError naming the key."""
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise CheckpointError(f"{key}: expected true or false, found {value!r}")
-    return value
-
-
-def number(
-    config: dict[str, Any], key: str, default: float | None, above: float | None = None, below: float = inf
-) -> float:
-    """Return a finite number from a configuration: at least 0, or more than `above`; less than `below`.
-
-    Raises CheckpointError naming the key.
-    """
-    value: Any = config.get(key, default)
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real or not (value >= 0.0 if above is None else value > above) or not value < below:
-        least = "from 0 on" if above is None else f"above {above:g}"
-        most = "" if below == inf else f" and below {below:g}"
-        found = "nothing" if value is None else repr(value)
-        raise CheckpointError(f"{key}: expected a number {least}{most}, found {found}")
-    return value
+    def _leave(
+        self, exit: int, x_BTD: Tensor, mask_BS: Array | None, cache: KVCache | None, angles: Angles | None
+    ) -> Tensor:
+        """Return what an exit reads: what left the trunk, sent through the exit's own block where it has one."""
+        part = self.part(exit)
+        if part is None or part.block is None:
+            return x_BTD
+        if cache is not None:
+            self.check_cached(exit)
+        return part.block(x_BTD, mask_BS, None, False, angles)[0]
