@@ -62,14 +62,14 @@ def see_1(entry):
     _full = xp.kron(_a, _b)
     _y = (_full @ _x.reshape(-1)).reshape(2, 3)
     _large = kit.row(
-        kit.table(_full, "A ⊗ B", top=3.0, lit=(entry.value, slice(None))),
+        kit.table(_full, f"A ⊗ B, row {entry.value}", top=3.0, lit=(entry.value, slice(None))),
         kit.table(_x.reshape(-1, 1), "x", top=3.0),
         kit.table(_y.reshape(-1, 1), "y = (A ⊗ B) x", top=3.0, lit=(entry.value, 0)),
     )
     _small = kit.row(
-        kit.table(_a, "A", top=3.0, lit=(_m, slice(None))),
+        kit.table(_a, f"A, row {_m}", top=3.0, lit=(_m, slice(None))),
         kit.table(_x, "X", top=3.0),
-        kit.table(_b, "B", top=3.0, lit=(_p, slice(None))),
+        kit.table(_b, f"B, row {_p}", top=3.0, lit=(_p, slice(None))),
         kit.table(_a @ _x @ _b.T, "Y = A X Bᵀ: the same numbers", top=3.0, lit=(_m, _p)),
     )
     mo.vstack([_large, _small])
@@ -363,7 +363,7 @@ def milliseconds(a, b, x, plan, repeats):
 
 @app.cell(hide_code=True)
 def slide_4(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     sides = mo.ui.slider(2, 32, 2, value=16, label="rows and columns of A and of B", show_value=True)
     sides
     return (sides,)

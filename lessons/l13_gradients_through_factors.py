@@ -210,7 +210,7 @@ def step_3(result_1):
 
 @app.cell(hide_code=True)
 def slide_3(result_1):
-    kit.gate(result_1, "")
+    kit.gate(result_1)
     walked = mo.ui.slider(0, 7, value=7, label="steps, forward and back", show_value=True)
     walked
     return (walked,)
@@ -230,7 +230,7 @@ def see_3(walked):
     }
     _edges = [("x", "z"), ("z", "y"), ("y", "dy"), ("dy", "da"), ("dy", "dz"), ("dz", "db"), ("dz", "dx")]
     _done = list(_nodes)[: walked.value + 1]
-    kit.graph(_nodes, _edges, "what has been computed is filled; nothing is as large as W", lit=_done)
+    kit.graph(_nodes, _edges, f"after step {walked.value}: nothing is as large as W", lit=_done)
     return
 
 
@@ -326,7 +326,7 @@ def step_4(result_2):
 
 @app.cell(hide_code=True)
 def predict_4(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     options_4 = {
         "It is halved": "dA is made of dW and B. dW is the same as before, B is half of what it was. So the small "
         "factor gets the large gradient: it learns at once, the large one hardly moves, and both end up worse.",

@@ -61,8 +61,8 @@ def see_1(block):
     kit.row(
         kit.table(_a, "A", 1, lit=(_m, _n)),
         kit.table(_b, "B", 1),
-        kit.table(_w, "W = A ⊗ B", 1, lit=(slice(2 * _m, 2 * _m + 2), slice(2 * _n, 2 * _n + 2))),
-        kit.table(kron.rearrange(_w, (2, 3)), "R(W)", 1, lit=(block.value, slice(None))),
+        kit.table(_w, f"W = A ⊗ B, block {block.value}", 1, lit=(slice(2 * _m, 2 * _m + 2), slice(2 * _n, 2 * _n + 2))),
+        kit.table(kron.rearrange(_w, (2, 3)), f"R(W), row {block.value}", 1, lit=(block.value, slice(None))),
     )
     return
 
@@ -152,7 +152,7 @@ def step_2(result_1):
 
 @app.cell(hide_code=True)
 def ask_2(result_1):
-    kit.gate(result_1, "")
+    kit.gate(result_1)
     mo.md(r"""
     ### Exercise 2: fit
 
@@ -244,7 +244,7 @@ def step_3(result_2):
 
 @app.cell(hide_code=True)
 def slide_3(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     smooth = mo.ui.slider(0.0, 1.0, 0.1, value=0.1, label="from woven to smooth", show_value=True)
     smooth
     return (smooth,)
@@ -252,7 +252,7 @@ def slide_3(result_2):
 
 @app.cell(hide_code=True)
 def slide_terms(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     terms = mo.ui.slider(1, 16, value=2, label="terms of either kind", show_value=True)
     terms
     return (terms,)
@@ -288,7 +288,7 @@ def see_3(smooth, terms):
 
 @app.cell(hide_code=True)
 def step_4(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     mo.md(r"""
     ## 4. Trained weights
 
@@ -299,7 +299,7 @@ def step_4(result_2):
 
 @app.cell(hide_code=True)
 def predict_4(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     options_4 = {
         "low rank": "The blocks of these matrices have little in common: with balanced shapes R(W) is much like noise.",
         "Kronecker": "papers compress transformers with it. But they train after the fit, and training changes much.",

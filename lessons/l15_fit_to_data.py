@@ -245,7 +245,7 @@ def step_3(result_2):
 
 @app.cell(hide_code=True)
 def slide_3(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     sweeps = mo.ui.slider(0, 12, value=4, label="sweeps", show_value=True)
     sweeps
     return (sweeps,)
@@ -272,7 +272,7 @@ def see_3(sweeps):
 
 @app.cell(hide_code=True)
 def step_4(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     mo.md(r"""
     ## 4. A real layer, real text
 
@@ -284,10 +284,10 @@ def step_4(result_2):
 
 @app.cell(hide_code=True)
 def predict_4(result_2):
-    kit.gate(result_2, "")
+    kit.gate(result_2)
     options_4 = {
-        "yes, where it is far off, inputs are rare": "Inputs of a trained layer crowd into few directions. In the other "
-        "ones the fitted weights go where they like: their error can be larger than W itself.",
+        "yes, where it is far off, inputs are rare": "Inputs of a trained layer crowd into few directions. In others the "
+        "fitted weights go where they like: their error can be larger than W itself.",
         "no, a worse matrix is a worse layer": "it would be, if all inputs were equally likely.",
         "only on the text it was fitted to": "that would be overfitting. The outputs below are those for other pages.",
     }
