@@ -69,9 +69,16 @@ def choose_1():
 
 
 @app.cell(hide_code=True)
-def see_1(where):
+def slide_1():
+    first = mo.ui.slider(-3.0, 3.0, 0.5, value=0.5, label="first number of x", show_value=True)
+    first
+    return (first,)
+
+
+@app.cell(hide_code=True)
+def see_1(first, where):
     kit.pretend_device()
-    _x = tk.backend.to_device(np.array([0.5, -1.0, 2.0], np.float32), where.value)
+    _x = tk.backend.to_device(np.array([first.value, -1.0, 2.0], np.float32), where.value)
     _rows = []
     for _function in (shares_by_numpy, shares_with_a_constant, shares):
         try:
@@ -79,7 +86,12 @@ def see_1(where):
         except TypeError as _error:
             _found = f"**TypeError**: {_error}"
         _rows.append(f"| `{_function.__name__}` | {_found} |")
-    mo.vstack([kit.table(_x, "x"), mo.md("| | |\n|:---|:---|\n" + "\n".join(_rows))])
+    mo.vstack(
+        [
+            kit.row(kit.table(_x, "x"), kit.table(shares(_x), "shares(x)", digits=3)),
+            mo.md("| | |\n|:---|:---|\n" + "\n".join(_rows)),
+        ]
+    )
     return
 
 

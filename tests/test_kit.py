@@ -177,6 +177,7 @@ def test_help_is_folded_and_ends_with_the_check():
     assert kit.help(kit.Result("f", "ok", ""), "", "\n    def f():\n        pass\n").solution == "def f():\n    pass"
 
 
+<<<<<<< HEAD
 def test_what_is_made_once_is_made_anew_for_other_arguments_devices_and_code(monkeypatch):
     calls = []
 
@@ -196,3 +197,34 @@ def test_what_is_made_once_is_made_anew_for_other_arguments_devices_and_code(mon
         return [value + 1]
 
     assert kit.once(make, 1) == [2]
+=======
+def test_a_judge_lets_several_answers_be_right_and_names_mistakes_too():
+    def judge(answer, numbers):
+        return "sorted" if answer == sorted(numbers) or answer == sorted(numbers)[::-1] else "not sorted"
+
+    def check(answer):
+        mistakes = [("Nothing was done.", lambda numbers: numbers)]
+        return kit.check("sort", answer, [("three", ([2, 3, 1],), "sorted")], mistakes, judge=judge)
+
+    assert check(sorted) and check(lambda numbers: sorted(numbers, reverse=True))
+    assert "Nothing was done." in check(lambda numbers: numbers).message
+    assert check(unwritten).state == "todo" and check(lambda numbers: None).state == "todo"
+
+
+def test_a_mistake_that_gives_nan_is_named_and_nan_is_never_right():
+    def naive(x):
+        return np.exp(x) / np.exp(x).sum()
+
+    def safe(x):
+        return naive(x - x.max())
+
+    large = np.array([1000.0, 999.0])
+    found = kit.check("softmax", naive, [("large", (large,), safe(large))], [("It overflows.", naive)])
+    assert found.state == "no" and "It overflows." in found.message
+    assert not kit.check("f", lambda: np.nan, [("it", (), np.array(np.nan))])
+
+
+def test_what_differs_in_a_tuple_of_numbers_is_counted_from_one():
+    assert "value 2 of your answer" in kit.check("f", lambda: (1.0, 2.0), [("it", (), (1.0, 3.0))]).message
+    assert "expected 2 values" in kit.check("f", lambda: 1.0, [("it", (), (1.0, 3.0))]).message
+>>>>>>> kit

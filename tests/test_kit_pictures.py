@@ -99,3 +99,25 @@ def test_names_are_escaped():
 def test_what_has_no_picture_is_refused_by_its_title(draw):
     with pytest.raises(ShapeError, match="cube"):
         draw()
+
+
+def test_a_tape_is_what_a_tensor_remembers(device):
+    x, a = leaf(0.5), leaf(2.0)
+    nodes, edges = pictures.tape((x * x + a * x).tanh(), {"x": x, "a": a})
+    texts = list(nodes.values())
+    assert sorted(texts) == ["Add", "Multiply", "Multiply", "Tanh", "a|2", "x|0.5"] and texts[-1] == "Tanh"
+    named = sorted((nodes[a].split("|")[0], nodes[b]) for a, b in edges)
+    assert named == sorted(
+        [("Add", "Tanh"), ("Multiply", "Add"), ("Multiply", "Add"), ("a", "Multiply")] + 3 * [("x", "Multiply")]
+    )
+    order = list(nodes)
+    assert all(order.index(source) < order.index(target) for source, target in edges)
+    assert pictures.graph(nodes, edges).count("<rect") == 6 and ">x2</text>" in pictures.graph(nodes, edges)
+
+
+def test_a_long_legend_takes_more_rows_and_stays_inside():
+    names = [f"a rather long name, number {number}" for number in range(4)]
+    drawn = pictures.lines({name: [1, 2] for name in names})
+    height = int(re.search(r'height="(\d+)"', drawn)[1])
+    places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>a rather', drawn)
+    assert len({y for _, y in places}) == 4 and all(float(y) < height for _, y in places)

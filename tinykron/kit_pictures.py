@@ -162,8 +162,16 @@ def lines(
     log_x, log_y  logarithmic axes; what is not positive is drawn at the lower edge
     """
     width, height = size
-    left, right, top, bottom = 58, width - 8, 8, height - 34
     curves = {name: host(values).astype(float).reshape(-1) for name, values in series.items()}
+    legend: list[list[tuple[float, str]]] = [[]]  # rows of (place, name)
+    across = 58.0
+    for name in curves:
+        if across + 6.0 * len(name) > width and legend[-1]:
+            legend, across = [*legend, []], 58.0
+        legend[-1].append((across, name))
+        across += 6.0 * len(name) + 14
+    left, right, top, bottom = 58, width - 8, 8, height - 34
+    height += 14 * (len(legend) - 1)
     lengths = {len(values) for values in curves.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ShapeError(f"picture {title!r}: expected curves of one length, found {sorted(lengths)}")
@@ -190,14 +198,13 @@ def lines(
     if mark is not None:
         place = float(at(np.array([mark], float), np.array([low]))[0][0])
         body.append(f'<path d="M{place:.1f} {top}V{bottom}" stroke="currentColor" stroke-dasharray="3 3"/>')
-    start = float(left)
     for number, (name, values) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
         keep = np.isfinite(values)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*at(places[keep], values[keep]), strict=True))
         body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        body.append(_text(start, height - 5, name, colour=colour))
-        start += 7.0 * len(name) + 14
+        level, start = next((level, at) for level, row in enumerate(legend) for at, key in row if key == name)
+        body.append(_text(start, bottom + 29 + 14 * level, name, colour=colour))
     says = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items()]
     return _svg(width, height, f"{title}: {'; '.join(says)}", "".join(body), escape(title))
 

@@ -148,12 +148,11 @@ def _control(output: Any, widgets: dict[str, Any]) -> str:
     for name, widget in widgets.items():
         if output is widget:
             values, label = _values(widget), formulas(kit.mo.md(widget._args.label).text)
-            at = values.index(widget.value)
+            at, choice = values.index(widget.value), " data-choice" if hasattr(widget, "options") else ""
             shown = " ".join(f"<data>{escape(str(value))}</data>" for value in values)
-            return (
-                f'<label class="control">{label} <input type="range" min="0" max="{len(values) - 1}" value="{at}" '
-                f'data-moves="{name}"> <output>{escape(str(values[at]))}</output><span hidden>{shown}</span></label>'
-            )
+            attributes = f'min="0" max="{len(values) - 1}" value="{at}" data-moves="{name}"{choice}'
+            now = f"<output>{escape(str(values[at]))}</output><span hidden>{shown}</span>"
+            return f'<label class="control">{label} <input type="range" {attributes}> {now}</label>'
     return ""
 
 

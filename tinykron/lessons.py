@@ -30,9 +30,14 @@ watcher_on_save = "autorun"
 
 [tool.marimo.display]
 theme = "system"
+custom_css = ["lessons.css"]
 
 [tool.marimo.ai]
 enabled = false
+"""
+STYLE = """\
+/* What a closed gate holds back stays out of sight, in place of one notice for each cell. */
+.marimo-cell:has([role="alert"].bg-background) { display: none; }
 """
 TEMPORARY = ("/tmp/", "/private/tmp/", "/var/folders/", "/private/var/folders/")  # where the editor does not save
 
@@ -101,9 +106,9 @@ def _system_temporary() -> tuple[str, ...]:
 def begin(lesson: Lesson, folder: Path) -> tuple[Path, list[str]]:
     """Copy a lesson into a learner's folder, unless it is there; return the copy, and what there is to say about it."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "pyproject.toml"
-    if not settings.exists():
-        write(settings, SETTINGS)
+    for name, text in (("pyproject.toml", SETTINGS), ("lessons.css", STYLE)):
+        if not (folder / name).exists():
+            write(folder / name, text)
     copy = lesson.copy_in(folder)
     if not copy.exists():
         write(copy, lesson.source.read_text(encoding="utf-8"))

@@ -46,6 +46,11 @@ ANSWERS = Answers(
         Wrong("mean_loss", lambda losses: float(losses[-1]), "last loss"),
         Wrong("mean_loss", lambda losses: float(np.mean(losses)), "TypeError", "error"),
     ],
-    widgets={"where": ("cpu", "pretend"), "guess_1": ("the Python number 2.0", None), "every": (1, 30)},
-    pictures=3,
+    widgets={
+        "where": ("cpu", "pretend"),
+        "first": (-3.0, 3.0),
+        "guess_1": ("the Python number 2.0", None),
+        "every": (1, 30),
+    },
+    pictures=4,
 )
