@@ -177,7 +177,6 @@ def test_help_is_folded_and_ends_with_the_check():
     assert kit.help(kit.Result("f", "ok", ""), "", "\n    def f():\n        pass\n").solution == "def f():\n    pass"
 
 
-<<<<<<< HEAD
 def test_what_is_made_once_is_made_anew_for_other_arguments_devices_and_code(monkeypatch):
     calls = []
 
@@ -197,7 +196,8 @@ def test_what_is_made_once_is_made_anew_for_other_arguments_devices_and_code(mon
         return [value + 1]
 
     assert kit.once(make, 1) == [2]
-=======
+
+
 def test_a_judge_lets_several_answers_be_right_and_names_mistakes_too():
     def judge(answer, numbers):
         return "sorted" if answer == sorted(numbers) or answer == sorted(numbers)[::-1] else "not sorted"
@@ -227,4 +227,3 @@ def test_a_mistake_that_gives_nan_is_named_and_nan_is_never_right():
 def test_what_differs_in_a_tuple_of_numbers_is_counted_from_one():
     assert "value 2 of your answer" in kit.check("f", lambda: (1.0, 2.0), [("it", (), (1.0, 3.0))]).message
     assert "expected 2 values" in kit.check("f", lambda: 1.0, [("it", (), (1.0, 3.0))]).message
->>>>>>> kit

@@ -42,4 +42,4 @@ def test_a_tiny_bert_is_tuned_on_squads_paragraphs(tmp_path):
     found = finetune.finetune(data.weights_folder("bert-tiny"), task, tmp_path / "made", tmp_path, SETTINGS)
     asked = sum(len(paragraph["qas"]) for article in articles[20:] for paragraph in article["paragraphs"])
     assert found.saved.examples == {"dev": asked}
-    assert 0.0 <= found.saved.sets["dev"]["exact"] <= found.saved.sets["dev"]["f1"] <= 1.0
+    assert 0.0 <= found.saved.sets["dev"]["exact_match"] <= found.saved.sets["dev"]["f1"] <= 1.0
