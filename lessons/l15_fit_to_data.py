@@ -286,7 +286,7 @@ def step_4(result_2):
 def predict_4(result_2):
     kit.gate(result_2)
     options_4 = {
-        "yes, where it is far off, inputs are rare": "Inputs of a trained layer crowd into few directions. In others "
+        "yes, where it is far off, inputs are rare": "Inputs of a trained layer crowd into few directions. Elsewhere "
         "the fitted weights go where they like: their error can be larger than W itself.",
         "no, a worse matrix is a worse layer": "it would be, if all inputs were equally likely.",
         "only on the text it was fitted to": "that would be overfitting. The outputs below are those for other pages.",
