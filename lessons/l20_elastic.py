@@ -190,11 +190,13 @@ def see_1(column, costs, dense_loss, grids, moment, row):
         kit.table(grids[moment.value], "held-out loss: exits by terms", lit=_place),
         kit.bars(
             {"this point": grids[moment.value][_place], "dense, 8 blocks": dense_loss},
-            f"{_exit} blocks, {_terms} terms: loss, nats a token",
+            f"{_exit} blocks, {_terms} terms: loss, nats",
+            width=270,
         ),
         kit.bars(
             {"this point": costs[POINTS.index((_exit, _terms))], "dense, 8 blocks": 100.0},
-            "numbers stored, percent of the dense model",
+            "numbers stored, percent",
+            width=270,
         ),
     )
     return
@@ -208,7 +210,7 @@ def step_2(step_1_done):
 
     A point is **dominated** if another one costs no more *and* loses no more, and is better in one of the two. Nobody
     would choose it. What remains is the **Pareto front** (Pareto 1906): on it, less loss has a price. In the picture
-    each curve is one exit, its terms growing from left to right; the front runs along the lowest points.
+    each curve is one exit, its terms growing from left to right; the front runs over them, along the lowest points.
     """)
     return
 
@@ -226,7 +228,7 @@ def front_picture(costs, losses, dot=None):
     x, y = np.array(costs)[order], np.array(losses)[order]
     row = np.array([EXITS.index(exit) for exit, _ in POINTS])[order]
     on_front = np.array(undominated(costs, losses))[order]
-    series = {f"{exit} blocks": np.where(row == i, y, np.nan) for i, exit in enumerate(EXITS)}
+    series = {f"exit {exit}": np.where(row == i, y, np.nan) for i, exit in enumerate(EXITS)}
     series["front"] = np.where(on_front, y, np.nan)
     if dot is not None:
         wide, high = 0.015 * (x[-1] - x[0]), 0.035 * (max(losses) - min(losses))
@@ -242,7 +244,7 @@ def front_picture(costs, losses, dot=None):
         x=x,
         x_label="percent",
         y_label="nats a token",
-        size=(470, 270),
+        size=(420, 250),
     )
 
 
