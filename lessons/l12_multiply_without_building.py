@@ -117,8 +117,8 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. a is (M, N), b is (P, Q), x is (T, N*Q): return (T, M*P), each row of x multiplied by A ⊗ B.
-# Never build A ⊗ B.
+# EXERCISE 1. a is (M, N), b is (P, Q), x is (T, N*Q).
+# Return (T, M*P): each row of x multiplied by A ⊗ B, which you never build.
 def kron_multiply(a, b, x):
     raise kit.Todo
 
@@ -272,7 +272,7 @@ def ask_2(step_3_done):
 
 @app.function
 # EXERCISE 2. A is (m, n), B is (p, q). How many multiplications does one vector take?
-# Return three numbers: (A first, B first, with the large matrix). (i, j) @ (j, k) takes i * j * k.
+# Return (A first, B first, with the large matrix). (i, j) @ (j, k) takes i * j * k.
 def multiplications(m, n, p, q):
     raise kit.Todo
 

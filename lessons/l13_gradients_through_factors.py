@@ -123,7 +123,8 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. grad_w is (M*P, N*Q), a is (M, N), b is (P, Q). Return (grad_a, grad_b), each of its factor's shape.
+# EXERCISE 1. grad_w is (M*P, N*Q), a is (M, N), b is (P, Q).
+# Return (grad_a, grad_b), each of its factor's shape.
 def factor_gradients(grad_w, a, b):
     raise kit.Todo
 

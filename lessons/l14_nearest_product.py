@@ -78,7 +78,8 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. w is (m*P, n*Q). Return R(w), of shape (m*n, P*Q): row i*n + j is block (i, j) of w, row by row.
+# EXERCISE 1. w is (m*P, n*Q). Return R(w), of shape (m*n, P*Q):
+# row i*n + j is block (i, j) of w, row by row.
 def rearranged(w, m, n):
     raise kit.Todo
 
@@ -162,8 +163,8 @@ def ask_2(result_1):
 
 
 @app.function
-# EXERCISE 2. Return (a, b), of shapes (m, n) and (P, Q), so that a ⊗ b is as near to w as can be.
-# u, s, vt = xp.linalg.svd(kron.rearrange(w, (m, n)), full_matrices=False); R is u @ diag(s) @ vt.
+# EXERCISE 2. Return (a, b), (m, n) and (P, Q), so that a ⊗ b is as near to w as can be.
+# u, s, vt = xp.linalg.svd(kron.rearrange(w, (m, n)), full_matrices=False)
 def nearest_pair(w, m, n):
     raise kit.Todo
 

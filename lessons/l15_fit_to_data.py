@@ -158,7 +158,8 @@ def step_2(result_1):
 
 @app.function
 # EXERCISE 2. x is (T, N, Q), the outputs y that are wanted are (T, M, P), b is (P, Q).
-# Return the A (M, N) for which a @ x @ b.T is nearest to y, over all T. xp.linalg.solve(s, r) solves s @ answer = r.
+# Return the A (M, N) for which a @ x @ b.T is nearest to y, over all T.
+# xp.linalg.solve(s, r) solves s @ answer = r.
 def best_a(x, y, b):
     raise kit.Todo
 
