@@ -54,7 +54,7 @@ def slide_1():
 
 @app.cell(hide_code=True)
 def see_1(entry):
-    _a = xp.asarray(np.array([[1, -2, 3], [4, 0.5, -1]], np.float32))
+    _a = xp.asarray(np.array([[1, -2, 3], [4, 2, -1]], np.float32))
     _b = xp.asarray(np.array([[2, 1], [-1, 3], [0.5, -2]], np.float32))
     _product = Kron(_a, _b).dense()
     _row, _column = divmod(entry.value, 6)
