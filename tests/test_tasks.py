@@ -102,7 +102,7 @@ def test_scores_need_a_head_of_one_number():
 
 def test_models_that_classify_nothing_are_refused():
     with pytest.raises(TinykronError, match="squad/1.1: expected a Bert, found a GPT2"):
-        tasks.ready(tiny_gpt2(), SST2)
+        tasks.ready(tiny_gpt2(), tasks.find("squad/1.1"))
     model = tiny_bert(head="sequence")
     model.tokenizer = None
     with pytest.raises(TinykronError, match="glue/sst2: the model has no tokenizer"):
