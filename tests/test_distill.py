@@ -187,6 +187,15 @@ def test_the_teacher_leaves_no_tape_and_its_mode_is_left_alone(device):
     assert all(gradient is None for gradient in gradients(teacher).values())
 
 
+def test_a_student_without_dropout_follows_its_teacher_exactly(device):
+    student, teacher = (tiny_gpt2(0, dropout=0.5).to(device) for _ in range(2))
+    still = Distillation(student, teacher, only("hidden"), dropout=False)
+    noisy = Distillation(student, teacher, only("hidden"))
+    still.start(0, 0)
+    assert still(BATCH)[0].item() == 0.0 < noisy(BATCH)[0].item()
+    assert student.training and still.identity != noisy.identity
+
+
 @pytest.mark.parametrize(
     ("losses", "asked"),
     [

@@ -69,6 +69,7 @@ def test_values_are_set_beside_the_file():
         ("pretrain.share=0", r"pretrain: share: found 0, expected more than 0"),
         ("pretrain.passes=1.5", r"pretrain: passes: found 1.5, expected a whole number"),
         ("pretrain.lr='fast'", r"pretrain: lr: found 'fast', expected a number"),
+        ("pretrain.dropout=0.1", r"pretrain: dropout: found 0.1, expected true or false"),
         ("pretrain.lr=nan", r"pretrain: lr: found nan, expected a number"),
         ("pretrain.baselines='truncated'", r"baselines: found 'truncated', expected a list of texts"),
         ("pretrain.baselines=['none']", r"baselines: found 'none', expected one of truncated, low-rank"),

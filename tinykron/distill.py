@@ -7,6 +7,7 @@ layer layers[l]; where the two are of different width, a learned matrix stands b
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +77,8 @@ class Distillation:
     layers     the teacher's layer for each of the student's; by default `layer_map`
     label_loss (logits, batch) -> scalar: the term "cross_entropy". A task brings its own
     seed       of the adapters' first values
+    dropout    False: the student runs without, in training as well. A teacher's states are exact, and a start that was
+               fitted to them is pushed off by the noise
     Raises TinykronError for losses that need a teacher where none is given, for a teacher of another vocabulary, and
     for a layer map that does not fit.
     """
@@ -86,6 +89,7 @@ class Distillation:
     layers: Sequence[int] = ()
     label_loss: Callable[[Tensor, Any], Tensor] = label_loss
     seed: int = 0
+    dropout: bool = True
 
     def __post_init__(self) -> None:
         if self.losses.needs_teacher and self.teacher is None:
@@ -127,13 +131,15 @@ class Distillation:
         weights = {name: weight for name, weight in weights.items() if not only or name in only}
         if known is None:
             known = self.ask(batch, weights)
-        terms = self._terms(_run(self.student, batch, weights), known, batch, weights)
+        with nullcontext() if self.dropout else evaluating(self.student):
+            out = _run(self.student, batch, weights)
+        terms = self._terms(out, known, batch, weights)
         return total([weights[name] * term for name, term in terms.items()]), {n: t.item() for n, t in terms.items()}
 
     @property
     def identity(self) -> str:
         """What differs wherever training would go another way, beyond models and text."""
-        return repr((self.losses, list(self.layers)))
+        return repr((self.losses, list(self.layers), self.dropout))
 
     @property
     def device(self) -> str:

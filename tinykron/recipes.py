@@ -48,6 +48,7 @@ class Pretrain:
     batch: int = 8
     context: int = 256  # at most; never above the model's own
     lr: float = 1e-3
+    dropout: bool = True  # of the students, at the model's own rates
     baselines: tuple[str, ...] = ()  # trained alike, to compare with
 
     def __post_init__(self) -> None:
@@ -217,6 +218,8 @@ def _checked(section: str, kind: type, values: Mapping[str, Any], leave_out: Seq
             whole = isinstance(value, int) and not isinstance(value, bool)
             good = whole or (wanted is not int and isinstance(value, float) and isfinite(value))
             found[key], expected = value, "a whole number" if wanted is int else "a number"
+        elif wanted is bool:
+            good, found[key], expected = isinstance(value, bool), value, "true or false"
         else:
             good, found[key], expected = isinstance(value, str), value, "a text"
         if not good:

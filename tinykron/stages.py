@@ -240,13 +240,12 @@ class Run:
             checkpoint_every=50,
         )
         student = self._start(name)
+        layers = layer_map(len(student.blocks), len(self.teacher.blocks))
         history = fit(
             student,
             text.light,
             training,
-            teacher=self.teacher,
-            losses=losses,
-            layers=layer_map(len(student.blocks), len(self.teacher.blocks)),
+            distillation=Distillation(student, self.teacher, losses, layers, dropout=settings.dropout),
             masking=masking,
             folder=self.partial / f"{name}.training",
             title=f"distilling {name}",
