@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tinykron.lessons import lessons
+
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 PROMISE = "# ->"
@@ -65,6 +67,11 @@ def test_readme_names_its_two_commands(command):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     fenced = [line.split("  #")[0].strip() for language, code in FENCE.findall(readme) for line in code.splitlines()]
     assert command in [*fenced, *re.findall(r"`([^`\n]+)`", FENCE.sub("", readme))]
+
+
+def test_readme_lists_the_lessons():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [one for one in lessons() if f"{one.number} {one.title}" not in readme] == []
 
 
 GOOD = """
