@@ -161,7 +161,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(capsys, places, case):
 
 def test_a_reader_that_goes_away_is_no_error(places):
     _, _, teacher = places
-    command = f"{sys.executable} -m tinykron.cli generate {teacher} --max-new-tokens 20 | head -c 1"
+    command = f"{sys.executable} -m tinykron generate {teacher} --max-new-tokens 20 | head -c 1"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 

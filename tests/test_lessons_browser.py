@@ -50,7 +50,7 @@ def folder() -> Iterator[Path]:
 @contextmanager
 def served(number: int, folder: Path) -> Iterator[str]:
     """Open a lesson as `tinykron lesson N --headless` does; give its address."""
-    command = [sys.executable, "-m", "tinykron.cli", "lesson", str(number), "--folder", str(folder), "--headless"]
+    command = [sys.executable, "-m", "tinykron", "lesson", str(number), "--folder", str(folder), "--headless"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     server = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -142,7 +142,7 @@ def test_a_learner_goes_through_a_whole_lesson(browser, folder):
             if "grad * x, y.shape" in copy.read_text().split("def check_2")[0]:
                 break
             page.wait_for_timeout(100)
-    command = [sys.executable, "-m", "tinykron.cli", "lesson", "check", str(FULL_PATH), "--folder", str(folder)]
+    command = [sys.executable, "-m", "tinykron", "lesson", "check", str(FULL_PATH), "--folder", str(folder)]
     checked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

@@ -314,7 +314,3 @@ def _bench(options: argparse.Namespace) -> int:
         report = bench.decode(_model_folder(options), options.threads, options.repeats)
     print(json.dumps(report.as_dict(), indent=2) if options.json else bench.render(report), end="")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
