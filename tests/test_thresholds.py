@@ -16,7 +16,7 @@ from tests.tiny_teacher import make_teacher, write_text
 from tinykron import exits, thresholds
 from tinykron.errors import CheckpointError, DataError, TinykronError, UntrainedExitWarning
 from tinykron.generate import changes
-from tinykron.thresholds import calibrate_folder, read, read_prompts, refusal, trained_exits
+from tinykron.thresholds import calibrate_folder, read, read_prompts, refusal
 
 WORDS = "the list holds items and a dict maps keys to values while tuples stay as they are".split()
 
@@ -137,11 +137,9 @@ def test_an_exit_that_was_not_trained_is_warned_of(folder):
         calibrate_folder(folder, prompts(30), 0.5, 0.2, (1, 2), tokens=1, levels=(0.9,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        thresholds.warn_untrained(folder, (2,))
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert trained_exits(folder) == ()
+        thresholds.warn_untrained(folder, (2, 4), (2,))
     with pytest.warns(UntrainedExitWarning, match="exits 1, 2 were not trained: config.json lists none"):
-        thresholds.warn_untrained(folder, (1, 2))
+        thresholds.warn_untrained(folder, (), (1, 2))
 
 
 def test_exits_are_the_trained_ones_below_the_last(folder):
@@ -207,8 +205,8 @@ def test_a_folder_without_a_promise_says_how_to_make_one(folder):
 @pytest.mark.parametrize("exits", [3, "2,4", [2, 0], [2, "4"], [True]])
 def test_a_damaged_list_of_exits_is_named(folder, exits):
     lists(folder, exits)
-    with pytest.raises(CheckpointError, match="tinykron: exits: expected whole numbers"):
-        trained_exits(folder)
+    with pytest.raises(CheckpointError, match="exits: expected rising numbers of blocks in 1..4, found"):
+        calibrate_folder(folder, prompts(30), 0.5, 0.2)
 
 
 def test_the_thresholds_are_those_that_generate_takes(folder):

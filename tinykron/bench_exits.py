@@ -26,7 +26,7 @@ from tinykron.nn import evaluating
 from tinykron.progress import Progress
 from tinykron.speculate import predicted_speedup
 from tinykron.tensor import no_grad
-from tinykron.thresholds import FILE, read, trained_exits
+from tinykron.thresholds import FILE, read
 
 LENGTHS = (1, 2, 4, 6)  # tokens drafted a round
 LEVELS = (0.95, 0.8, 0.6, 0.4)  # thresholds that all exits have in common
@@ -123,7 +123,7 @@ def bench_exits(
     model = checkpoint.load(folder)
     if not hasattr(model, "cache"):
         raise TinykronError(f"bench: a {type(model).__name__} is no causal language model")
-    trained = [exit for exit in trained_exits(folder) if exit < len(model.blocks)]
+    trained = [exit for exit in model.exits if exit < len(model.blocks)]
     depths = _exits(len(model.blocks), trained if exits is None else exits)
     new = min(NEW, model.context - PROMPT) if new is None else new
     if not 2 <= new <= model.context - PROMPT:

@@ -164,12 +164,12 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
         if getattr(options, one) and getattr(options, other):
             raise TinykronError(f"--{one} and --{other}: expected one of the two")
     if options.speculate or options.draft:
-        return _drafts(options, folder, model, ids, count)
+        return _drafts(options, model, ids, count)
     rule: dict[str, Any] = {}
     if options.exit is not None:
         rule["exit"] = options.exit
         if options.exit != len(model.blocks):
-            thresholds.warn_untrained(folder, [options.exit])
+            thresholds.warn_untrained(folder, model.exits, [options.exit])
     if options.confident:
         promise = thresholds.read(folder)
         if options.missing not in (None, promise.skipped):
@@ -179,25 +179,25 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
             print(line, file=sys.stderr)
         rule |= {"confidence": promise.thresholds, "skipped": promise.skipped}
     elif options.threshold:
-        rule["confidence"] = _levels(options.threshold, thresholds.trained_exits(folder), len(model.blocks))
+        rule["confidence"] = _levels(options.threshold, model.exits, len(model.blocks))
         rule["skipped"] = options.missing or "recompute"
     elif options.missing:
         raise TinykronError("--missing: says what becomes of skipped blocks; expected --confident or --threshold, too")
     if "confidence" in rule:
-        thresholds.warn_untrained(folder, rule["confidence"])
+        thresholds.warn_untrained(folder, model.exits, rule["confidence"])
     return rule
 
 
-def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int], count: int) -> dict[str, Any]:
+def _drafts(options: argparse.Namespace, model: Any, ids: list[int], count: int) -> dict[str, Any]:
     """Return the same for options that leave the text as it is."""
-    from tinykron import checkpoint, hub, thresholds
+    from tinykron import checkpoint, hub
 
     if options.confident or options.missing:
         raise TinykronError("--confident and --missing: for texts without a draft; --threshold says where drafts leave")
     rule: dict[str, Any] = {} if options.exit is None else {"exit": options.exit}
     if options.speculate:
-        rule |= _speculation(options, folder, model, ids, count)
-        place, blocks = folder, rule.get("draft", 0)
+        rule |= _speculation(options, model, ids, count)
+        trained, blocks = model.exits, rule.get("draft", 0)
     else:
         name, length = _place(options.draft)
         place = hub.resolve(name, options.download)
@@ -205,9 +205,9 @@ def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int
         if draft.tokenizer is not None and draft.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise TinykronError(f"--draft: {place} has another vocabulary than the model; expected the same one")
         rule |= {"draft": draft} | length
-        blocks = len(draft.blocks)
+        trained, blocks = draft.exits, len(draft.blocks)
     if options.threshold and "draft" in rule:
-        rule["confidence"] = _levels(options.threshold, thresholds.trained_exits(place), blocks)
+        rule["confidence"] = _levels(options.threshold, trained, blocks)
     return rule
 
 
@@ -236,11 +236,11 @@ def _length(text: str, option: str) -> dict[str, int]:
     return {"draft_length": int(text)}
 
 
-def _speculation(options: argparse.Namespace, folder: Path, model: Any, ids: list[int], count: int) -> dict[str, Any]:
+def _speculation(options: argparse.Namespace, model: Any, ids: list[int], count: int) -> dict[str, Any]:
     if options.speculate == "auto":
         if options.exit is not None:
             raise TinykronError("--speculate auto: chooses for all blocks, found --exit; say EXIT:DRAFTS")
-        return _chosen(folder, model, ids, min(count, PROBE, model.context - len(ids)))
+        return _chosen(model, ids, min(count, PROBE, model.context - len(ids)))
     exit, _, length = options.speculate.partition(":")
     if not exit.isdecimal():
         raise TinykronError(
@@ -249,7 +249,7 @@ def _speculation(options: argparse.Namespace, folder: Path, model: Any, ids: lis
     return {"draft": int(exit)} | _length(length, "--speculate")
 
 
-def _chosen(folder: Path, model: Any, ids: list[int], probe: int) -> dict[str, Any]:
+def _chosen(model: Any, ids: list[int], probe: int) -> dict[str, Any]:
     """Return the exit and the number of drafts that are predicted to be fastest; none where none helps.
 
     The trained exits, or all, are asked along the model's own greedy text behind the prompt: how often each would have
@@ -257,10 +257,9 @@ def _chosen(folder: Path, model: Any, ids: list[int], probe: int) -> dict[str, A
     """
     from tinykron import bench_exits, exit_analysis
     from tinykron.speculate import fastest_draft
-    from tinykron.thresholds import trained_exits
 
     blocks = len(model.blocks)
-    inner = [exit for exit in trained_exits(folder) if exit < blocks] or list(range(1, blocks))
+    inner = [exit for exit in model.exits if exit < blocks] or list(range(1, blocks))
     lengths = [length for length in bench_exits.LENGTHS if length < probe]
     found = None
     if inner and lengths:

@@ -139,14 +139,14 @@ def _exits(folder: Path, model: Any, exits: Sequence[int] | None) -> tuple[int, 
         )
     blocks = len(model.blocks)
     if exits is None:
-        exits = trained_exits(folder)
+        exits = model.exits
     elif list(exits) != sorted(exits):
         raise TinykronError(f"exits: expected them from shallow to deep, found {tuple(exits)}")
     depths = tuple(exit for exit in check_exits(None, exits, blocks) if exit < blocks) if exits else ()
     if not depths:
         where = f"found {tuple(exits)}" if exits else f"{folder}: its {checkpoint.CONFIG} lists none"
         raise TinykronError(f"exits: expected some below {blocks} blocks, {where}")
-    warn_untrained(folder, depths)
+    warn_untrained(folder, model.exits, depths)
     return depths
 
 
@@ -227,19 +227,8 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def trained_exits(folder: str | Path) -> tuple[int, ...]:
-    """Return the exits that a folder's config.json lists as trained, rising; () where it lists none."""
-    path = Path(folder) / checkpoint.CONFIG
-    own = checkpoint._object(path).get("tinykron", {})
-    exits = own.get("exits", []) if isinstance(own, dict) else None
-    if not isinstance(exits, list) or not all(type(exit) is int and exit > 0 for exit in exits):
-        raise CheckpointError(f"{path}: tinykron: exits: expected whole numbers above 0, found {exits!r}")
-    return tuple(sorted(exits))
-
-
-def warn_untrained(folder: str | Path, exits: Iterable[int]) -> None:
-    """Warn (UntrainedExitWarning) of exits that a folder does not list as trained."""
-    trained = trained_exits(folder)
+def warn_untrained(folder: str | Path, trained: Sequence[int], exits: Iterable[int]) -> None:
+    """Warn (UntrainedExitWarning) of exits that are not among those that a folder lists as trained."""
     others = [str(exit) for exit in exits if exit not in trained]
     if others:
         listed = ", ".join(map(str, trained)) or "none"
