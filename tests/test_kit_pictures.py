@@ -55,6 +55,8 @@ def test_every_picture_says_what_it_shows(device):
 def test_a_table_shows_the_numbers_and_a_large_one_is_a_heat_map():
     assert re.findall(r">(-?\d+\.\d+)</td>", pictures.table([[1.0, -2.5]], digits=1)) == ["1.0", "-2.5"]
     assert pictures.table(np.ones((3, 2)), lit=(1, 0)).count("2px solid") == 1
+    assert '; lit: (1, 0)"' in pictures.table(np.ones((3, 2)), lit=(1, 0))
+    assert '; lit: 12 entries"' in pictures.table(np.ones((3, 4)), lit=...)
     assert pictures.table(np.ones((3, 2)), lit=np.ones((3, 2), bool)).count("2px solid") == 6
     assert "<img" in pictures.table(np.ones((100, 100)))
 

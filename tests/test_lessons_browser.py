@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
-from tinykron.lessons import lessons
+from tinykron.lessons import find, lessons
 
-pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
+kit = pytest.importorskip("tinykron.kit", reason="the extra `lessons` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
 
 pytestmark = pytest.mark.browser
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-FULL_PATH = 3  # the lesson that is gone through from end to end
+FULL_PATH = 3  # the lesson that is gone through from end to end, click by click
+FULL_PATHS = (10, 14, 17)  # one of each further sitting, as a learner takes it who looks everything up
 SECONDS = 60_000  # the longest wait, in milliseconds: a busy machine is slow
 
 
@@ -95,6 +97,25 @@ def picture_texts(page) -> list[str]:
     )
 
 
+def move_first_slider(page) -> None:
+    """Move it to one side, and from its end to the other; wait until a picture answers.
+
+    Where the first picture lies behind a question, that is looked up.
+    """
+    figure, see = page.locator("figure"), page.get_by_text(kit.SEE, exact=True)
+    figure.or_(see).first.wait_for()
+    if not figure.count():
+        see.first.click()
+    figure.first.wait_for()
+    slider = page.locator("[role=slider]").first
+    slider.wait_for()
+    before = picture_texts(page)
+    at_its_start = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemin")
+    slider.focus()
+    page.keyboard.press("ArrowRight" if at_its_start else "ArrowLeft")
+    wait_for_change(page, before)
+
+
 def wait_for_change(page, before: list[str]) -> None:
     for _ in range(SECONDS // 100):
         if picture_texts(page) != before:
@@ -116,11 +137,7 @@ def write(page, old: str, new: str) -> None:
 
 def test_a_learner_goes_through_a_whole_lesson(browser, folder):
     with served(FULL_PATH, folder) as address, page_at(browser, address) as page:
-        page.locator("figure").first.wait_for()
-        before = picture_texts(page)
-        page.locator("[role=slider]").first.focus()
-        page.keyboard.press("ArrowRight")
-        wait_for_change(page, before)
+        move_first_slider(page)
         assert page.get_by_text("not started").count() == 0  # the gate is closed
         assert not page.get_by_text("Ancestor stopped").filter(visible=True).count()
         page.get_by_text("(4, 3)", exact=True).last.click()
@@ -142,21 +159,62 @@ def test_a_learner_goes_through_a_whole_lesson(browser, folder):
             if "grad * x, y.shape" in copy.read_text().split("def check_2")[0]:
                 break
             page.wait_for_timeout(100)
-    command = [sys.executable, "-m", "tinykron", "lesson", "check", str(FULL_PATH), "--folder", str(folder)]
+    check_in_the_terminal(FULL_PATH, folder)
+
+
+def check_in_the_terminal(number: int, folder: Path) -> None:
+    command = [sys.executable, "-m", "tinykron", "lesson", "check", str(number), "--folder", str(folder)]
     checked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.parametrize("number", [lesson.number for lesson in lessons() if lesson.number != FULL_PATH])
+def rewrite(page, name: str, code: str) -> None:
+    """Replace an exercise, and run its cell."""
+    page.locator(".cm-content", has_text=f"def {name}(").first.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Control+Enter")
+
+
+@pytest.mark.parametrize("number", FULL_PATHS)
+def test_a_learner_goes_through_a_lesson_of_each_sitting(browser, folder, number):
+    written = find(number).source.read_text(encoding="utf-8")
+    answers = [dedent(found).strip() for found in re.findall(r'solution="""\n(.*?)"""', written, re.DOTALL)]
+    guesses, solved, guessed = written.count("= kit.predict("), 0, 0
+    assert guesses and answers
+    with served(number, folder) as address, page_at(browser, address) as page:
+        move_first_slider(page)
+        see, passed = page.get_by_text(kit.SEE, exact=True), page.get_by_text(re.compile("cases pass|it passes"))
+        while solved < len(answers) or guessed < guesses:
+            page.wait_for_timeout(500)
+            if see.count() > guessed:
+                see.nth(guessed).click()
+                guessed += 1
+            elif solved < len(answers):
+                name = re.match(r"def (\w+)", answers[solved])[1]
+                rewrite(page, name, f"def {name}(*given):\n    return None")
+                page.get_by_text("missing?").last.wait_for()
+                rewrite(page, name, answers[solved])
+                passed.nth(solved).wait_for()
+                solved += 1
+        page.get_by_text("Done.").last.wait_for()
+        assert page.get_by_text("Traceback").count() == 0
+        (copy,) = folder.glob("l*.py")
+        for _ in range(SECONDS // 100):
+            if "kit.Todo" not in copy.read_text(encoding="utf-8"):
+                break
+            page.wait_for_timeout(100)
+    check_in_the_terminal(number, folder)
+
+
+@pytest.mark.parametrize(
+    "number", [lesson.number for lesson in lessons() if lesson.number not in (FULL_PATH, *FULL_PATHS)]
+)
 def test_a_lesson_opens_and_answers_its_first_slider(browser, folder, number):
     with served(number, folder) as address, page_at(browser, address) as page:
-        page.locator("figure").first.wait_for()
-        page.locator("[role=slider]").first.wait_for()
-        before = picture_texts(page)
-        page.locator("[role=slider]").first.focus()
-        page.keyboard.press("ArrowLeft")
-        wait_for_change(page, before)
-        page.get_by_text("The lesson is done when").or_(page.get_by_text("the next step opens")).first.wait_for()
+        move_first_slider(page)
+        gate = re.compile("The lesson is done when|next step|last step|comes first")
+        page.get_by_text(gate).filter(visible=True).first.wait_for()
         assert page.get_by_text("Traceback").count() == 0
 
 

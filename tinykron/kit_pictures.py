@@ -120,7 +120,9 @@ def table(array: Any, title: str = "", digits: int = 2, top: float | None = None
             style = f"background:rgba({red},{green},{blue},{alpha:.2f});border:{edge};padding:2px 7px;text-align:right"
             cells.append(f'<td style="{style}">{text}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    label = escape(_described(array, values, title), quote=True)
+    places = [f"({row}, {column})" for row, column in np.argwhere(framed)]
+    lit_places = "" if not places else "; lit: " + (", ".join(places) if len(places) < 9 else f"{len(places)} entries")
+    label = escape(_described(array, values, title) + lit_places, quote=True)
     style = "border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9em;margin:0;width:auto"
     body = f'<table role="img" aria-label="{label}" style="{style}">{"".join(rows)}</table>'
     return figure(body, f"{escape(title)} <small>{_shape(array)}</small>")
