@@ -13,8 +13,10 @@ from tests.helpers import assert_close, host
 from tests.tiny_tasks import QUICK, SST2, sst2_features, tiny_bert
 from tests.tiny_training import interrupt, values
 from tinykron import backend, task_train
+from tinykron.distill import Distillation, Losses
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.features import Batch, collate, logits_of, predict
+from tinykron.optim import clip_gradients
 from tinykron.task_train import BEST, FineTuning, batch_rows, fit
 from tinykron.train import CHECKPOINT
 
@@ -65,6 +67,28 @@ def test_every_device_learns_alike(device):
         expected = fit(classifier(dropout=0.1), FEATURES[:16], short, loss, accuracy)
     assert history.gradient_norms == pytest.approx(expected.gradient_norms, rel=1e-3)
     assert history.terms[-1]["loss"] == pytest.approx(expected.terms[-1]["loss"], rel=1e-3)
+
+
+def test_the_terms_of_a_distillation_are_measured_and_the_training_stays_the_same(monkeypatch):
+    monkeypatch.setattr(task_train, "MEASURED", 2)
+    runs = []
+    for measured in (True, False):
+        model = classifier(dropout=0.2)
+        losses = Losses(embedding=0.0, attention=0.0, logits=0.5)
+        distillation = Distillation(model, classifier(1), losses, label_loss=SST2.loss)
+        given = distillation if measured else lambda model, batch, of=distillation: of(batch)
+        runs.append((model, fit(model, FEATURES[:24], replace(QUICK, epochs=1), given, accuracy)))
+    (model, history), (other, unmeasured) = runs
+    assert all((values(model)[name] == array).all() for name, array in values(other).items())
+    assert history.terms == unmeasured.terms and unmeasured.term_norms == []
+    assert [step for step, _ in history.term_norms] == [0, 2]
+    fresh = classifier(dropout=0.2).train()
+    distillation = Distillation(fresh, classifier(1), losses, label_loss=SST2.loss)
+    batch = collate([FEATURES[:24][row] for row in batch_rows(24, replace(QUICK, epochs=1), 0)])
+    for term, norm in history.term_norms[0][1].items():
+        distillation.start(QUICK.seed, 0)
+        distillation(batch, only=(term,))[0].backward()
+        assert norm == pytest.approx(clip_gradients(fresh.parameters(), float("inf")))
 
 
 @given(examples=st.integers(1, 50), batch=st.integers(1, 20), seed=st.integers(0, 9))

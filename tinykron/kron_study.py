@@ -177,7 +177,7 @@ class Study:
             return found
         student = with_head_of(self.tuned_teacher, start(), self.task)
         distillation = Distillation(student, self.tuned_teacher, losses, label_loss=self.task.loss)
-        return self._tuned(name, student, lambda model, batch: distillation(batch), examples, self.scale.epochs, seed)
+        return self._tuned(name, student, distillation, examples, self.scale.epochs, seed)
 
     def _tuned(self, name: str, model: Any, loss: Any, count: int, epochs: int, seed: int) -> Any:
         if found := self._loaded(self._path(name, seed)):

@@ -294,7 +294,7 @@ class Run:
             student,
             task.features(student.tokenizer, examples, tuning.context),
             tuning,
-            lambda model, batch: distillation(batch),
+            distillation,
             score,
             inputs=distillation.identity.encode(),
             folder=self.partial / f"{name}{TUNED}.training",

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinykron import safetensors_file
 from tinykron.backend import recycled_memory, to_host
+from tinykron.distill import Distillation
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.features import Batch, Features, collate
 from tinykron.nn import Module, seed_dropout
@@ -23,9 +24,10 @@ from tinykron.optim import AdamW, clip_gradients, decay_groups, schedule
 from tinykron.progress import Progress
 from tinykron.tasks import LEAST_CONTEXT, mean_score
 from tinykron.tensor import Tensor
-from tinykron.train import CHECKPOINT, History, interruptible, resume_run, save_run
+from tinykron.train import CHECKPOINT, History, interruptible, resume_run, save_run, term_norms
 
 BEST = "best.safetensors"
+MEASURED = 50  # steps: each term's share of the gradient, where there are several
 Score = dict[str, dict[str, float]]  # metrics of each dev set
 Loss = Callable[[Module, Batch], tuple[Tensor, dict[str, float]]]  # the mean over a batch, and its terms
 LEAST = {
@@ -92,7 +94,7 @@ def fit(
     model: Module,
     features: Sequence[Features],
     settings: FineTuning,
-    loss: Loss,
+    loss: Loss | Distillation,
     score: Callable[[Module], Score],
     *,
     inputs: bytes = b"",
@@ -101,7 +103,8 @@ def fit(
 ) -> TaskHistory:
     """Fine-tune `model` in place; it ends with the weights of the epoch that `score` liked best.
 
-    loss    of a model and a batch: a scalar that is a mean over the batch's examples, and its terms as numbers
+    loss    of a model and a batch: a scalar that is a mean over the batch's examples, and its terms as numbers; or a
+            distillation of `model`, whose terms' shares of the gradient are measured now and then
     score   measures the model after each epoch: larger is better, by the mean of all metrics
     inputs  digest of what else the run depends on, such as the weights it starts from
     folder  where checkpoints go: a run found there, of the same settings on the same examples and inputs, is continued
@@ -121,10 +124,16 @@ def fit(
         history.scores = [(steps, found) for steps, found in saved["scores"]]
         best = best_weights(path.parent) if history.scores else {}
     kept = history.steps
+    distillation = loss if isinstance(loss, Distillation) and len(loss.losses.terms) > 1 else None
     model.train()
     with recycled_memory(), interruptible() as stop, Progress(title, total, "steps", history.steps) as progress:
         while history.steps < total and not _exhausted(history, settings) and not stop.is_set():
             optimiser.lr = settings.lr * factor(history.steps)
+            if distillation and (history.steps % MEASURED == 0 or history.steps == total - 1):
+                rows_B = batch_rows(len(features), settings, history.steps)
+                batch = collate([features[row] for row in rows_B])
+                seed = settings.seed, history.steps
+                history.term_norms.append((history.steps, term_norms(distillation, batch, seed)))
             terms = _gradients(model, features, settings, loss, history.steps)
             history.terms.append(terms)
             history.gradient_norms.append(clip_gradients(model.parameters(), settings.clip))
@@ -159,7 +168,7 @@ def _exhausted(history: TaskHistory, settings: FineTuning) -> bool:
 
 
 def _gradients(
-    model: Module, features: Sequence[Features], settings: FineTuning, loss: Loss, step: int
+    model: Module, features: Sequence[Features], settings: FineTuning, loss: Loss | Distillation, step: int
 ) -> dict[str, float]:
     """Fill the gradients of one step; return the terms, averaged over its examples."""
     model.zero_grad()
@@ -168,7 +177,8 @@ def _gradients(
     sums: dict[str, float] = {}
     for part in np.array_split(rows_B, min(settings.accumulate, len(rows_B))):
         share = len(part) / len(rows_B)
-        value, terms = loss(model, collate([features[row] for row in part]))
+        batch = collate([features[row] for row in part])
+        value, terms = loss(batch) if isinstance(loss, Distillation) else loss(model, batch)
         (value * share).backward()
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + share * term

@@ -295,15 +295,23 @@ def _gradients(feed: Feed, step: int) -> dict[str, float]:
 
 
 def _term_norms(feed: Feed, step: int) -> dict[str, float]:
-    """Return the norm of the student's gradient from each weighted term alone, on the first batch of a step.
-
-    Each takes one more pass of the student, with the dropout of the step itself.
-    """
-    distillation, norms = feed.distillation, {}
     batch, known = next(feed.batches(step))
-    for term in feed.weights(step):
-        distillation.start(feed.settings.seed, step)
-        distillation(batch, feed.progress(step), known, only=(term,))[0].backward()
+    return term_norms(feed.distillation, batch, (feed.settings.seed, step), feed.progress(step), known)
+
+
+def term_norms(
+    distillation: Distillation, batch: Any, seed: Sequence[int], progress: float = 0.0, known: Any = None
+) -> dict[str, float]:
+    """Return the norm of the student's gradient from each weighted term alone, on one batch; leave gradients behind.
+
+    seed             of the student's dropout, the same for each term
+    progress, known  as a `Distillation` takes them
+    """
+    norms, weights = {}, distillation.losses.at(progress)
+    known = distillation.ask(batch, weights) if known is None else known
+    for term in weights:
+        distillation.start(*seed)
+        distillation(batch, progress, known, only=(term,))[0].backward()
         norms[term] = clip_gradients(distillation.student.parameters(), inf)
     return norms
 
