@@ -14,7 +14,7 @@ with app.setup(hide_code=True):
 
     import tinykron as tk
     from tinykron import exit_analysis, kit
-    from tinykron.kron.linear import kron_linear
+    from tinykron.kron import nested
 
     LESSON = 1
     EXITS = (2, 4, 6, 8)
@@ -46,25 +46,44 @@ def step_1():
     left anywhere. That is one knob for the **rank**, one for the **depth**; every pair of places is a model, and all of
     them share their numbers.
 
-    Cutting a sum is a slice. Gradients pass through a slice, so that all cuts can be trained at once.
+    Below stand a matrix of the shipped GPT-2 and the first terms of its nearest sum of 8. Cutting a sum is a slice,
+    and `tk.kron.first_terms(model, 2)` is that slice in every matrix. Gradients pass through it, so that all cuts can
+    be trained at once.
     """)
     return
 
 
-@app.function
-def with_terms(model, terms):
-    """Return a model that shares all parameters, but uses so many terms of each sum."""
+@app.cell(hide_code=True)
+def slide_kept():
+    kept = mo.ui.slider(1, 8, value=2, label="terms kept", show_value=True)
+    kept
+    return (kept,)
 
-    class FirstTerms(tk.nn.Module):
-        def __init__(self, layer):
-            self.layer = layer
 
-        def forward(self, x):
-            a, b = self.layer.a_RMN[:terms], self.layer.b_RPQ[:terms]
-            return kron_linear(x, a, b, self.layer.bias)
+@app.cell(hide_code=True)
+def fit_kept():
+    matrix = tk.load(tk.data.weights_folder("gpt2-tiny")).blocks[0].attention.output.weight.data
+    eight = tk.kron.nearest(matrix, (matrix.shape[0] // 4, matrix.shape[1] // 4), terms=8)
+    return eight, matrix
 
-    layers = [module for _, module in model.modules() if isinstance(module, tk.kron.KronLinear)]
-    return tk.nn.sharing_copy(model, {layer: FirstTerms(layer) for layer in layers})
+
+@app.cell(hide_code=True)
+def see_kept(eight, kept, matrix):
+    _cut = tk.kron.KronSum(eight.a[: kept.value], eight.b[: kept.value])
+    _dense, _top = _cut.dense(), float(abs(matrix).max())
+    kit.row(
+        kit.heat(matrix, "the matrix", top=_top),
+        kit.heat(_dense, f"its first {kept.value} of 8 terms", top=_top),
+        kit.bars(
+            {
+                "what is left out": 100 * float(((matrix - _dense) ** 2).sum() / (matrix**2).sum()) ** 0.5,
+                "numbers kept": 100 * _cut.parameters / matrix.size,
+            },
+            "percent of the matrix",
+            width=270,
+        ),
+    )
+    return
 
 
 @app.cell(hide_code=True)
@@ -116,7 +135,7 @@ def trained_grid():
     model = tk.kron.factorise(dense, plan)
 
     def measured():
-        columns = [exit_analysis.losses(with_terms(model, terms), held_out, 32, EXITS) for terms in TERMS]
+        columns = [exit_analysis.losses(tk.kron.first_terms(model, terms), held_out, 32, EXITS) for terms in TERMS]
         return np.array([[column[exit] for column in columns] for exit in EXITS])
 
     grids = [measured()]
@@ -126,7 +145,7 @@ def trained_grid():
         draws = np.random.default_rng(step)
         drawn, terms = tk.data.sample_batch(training, batch, context, draws), int(draws.choice(TERMS))
         model.zero_grad()
-        loss, _ = tk.exits.exit_loss(with_terms(model, terms), drawn, tk.exits.equal_weights(EXITS))
+        loss, _ = tk.exits.exit_loss(tk.kron.first_terms(model, terms), drawn, tk.exits.equal_weights(EXITS))
         loss.backward()
         optimiser.step()
         if step + 1 in (steps // 2, steps):
@@ -134,26 +153,11 @@ def trained_grid():
     return model, grids, exit_analysis.losses(dense, held_out, 32, [8])[8], dense.parameter_count()
 
 
-@app.function(hide_code=True)
-def size(model, exit, terms):
-    """Return how many numbers a point needs."""
-    total = sum(part.size for part in model.parameters()) - sum(part.size for part in blocks_of(model.blocks))
-    for block in model.blocks[:exit]:
-        for name, part in block.named_parameters():
-            total += part.size * terms // 8 if name.endswith(("a_RMN", "b_RPQ")) else part.size
-    return total
-
-
-@app.function(hide_code=True)
-def blocks_of(blocks):
-    return [part for block in blocks for part in block.parameters()]
-
-
 @app.cell(hide_code=True)
 def train_1(step_1_done):
     step_1_done
     model, grids, dense_loss, dense_size = kit.once(trained_grid)
-    costs = [100 * size(model, _exit, _terms) / dense_size for _exit, _terms in POINTS]
+    costs = [100 * nested.size(nested.part(model, *_point)) / dense_size for _point in POINTS]
     losses = grids[-1].reshape(-1).tolist()
     return costs, dense_loss, grids, losses, model
 
@@ -435,7 +439,7 @@ def see_3(budget, costs, losses):
 def write_3(chosen, model):
     _exit, _terms = POINTS[chosen]
     _start = model.tokenizer.encode("The import statement").ids
-    _new = tk.generate(with_terms(model, _terms), _start, 4 if kit.fast() else 24, exit=_exit, stop=())[0]
+    _new = tk.generate(tk.kron.first_terms(model, _terms), _start, 4 if kit.fast() else 24, exit=_exit, stop=())[0]
     _text = escape(model.tokenizer.decode(_new.tolist()))
     mo.md(
         f'What {_exit} blocks of {_terms} terms write: <pre style="white-space:pre-wrap;font-size:.9em">{_text}</pre>'

@@ -42,6 +42,7 @@ ANSWERS = Answers(
         Wrong("choose", lambda costs, losses, budget: None, "return", "todo"),
     ],
     widgets={
+        "kept": (1, 8),
         "row": (1, 4),
         "column": (1, 4),
         "moment": (0, 2),
@@ -49,5 +50,5 @@ ANSWERS = Answers(
         "guess_1": ("the deep one needs four times as many", None),
         "guess_3": ("yes: more numbers, less loss", None),
     },
-    pictures=6,
+    pictures=9,
 )
