@@ -127,7 +127,8 @@ def ask_1(step_1_done):
 
 
 @app.function
-# EXERCISE 1. ids (n,) whole numbers, on any device. Return (n, classes) in float32, on the device of ids.
+# EXERCISE 1. ids (n,) whole numbers, on any device. Return (n, classes) in float32, on the
+# device of ids.
 def one_hot(ids, classes):
     raise kit.Todo
 
@@ -242,8 +243,8 @@ def ask_2(result_1):
 
 
 @app.function
-# EXERCISE 2. `losses` is a list of arrays of one number each, on a device. Return their mean as a Python float, with
-# one transfer.
+# EXERCISE 2. `losses` is a list of arrays of one number each, on a device. Return their mean
+# as a Python float, with one transfer.
 def mean_loss(losses):
     raise kit.Todo
 

@@ -112,7 +112,7 @@ def tell_2(step_2_done):
     step_2_done
     mo.md(r"""
     A head whose weight sits on one key hardly learns: the softmax is flat there, its gradient nearly zero. The sum of
-    $K$ random products is about $\sqrt K$ large, so attention divides by that. Drag the width, and compare.
+    $K$ random products is about $\sqrt{K}$ large, so attention divides by that. Drag the width, and compare.
     """)
     return
 
@@ -160,7 +160,7 @@ def step_3(step_2_done):
 
     All queries at once: stack them as rows. Then all scores are one product of matrices, and all answers another:
 
-    $$\mathrm{softmax}\!\left(\frac{q\,k^\top}{\sqrt K}\right) v$$
+    $$\mathrm{softmax}\left(\frac{q\,k^\top}{\sqrt{K}}\right) v$$
 
     The names say the shapes: `q_TK` has `T` queries of `K` numbers, `k_SK` and `v_SK` have `S` keys and values.
 
@@ -170,7 +170,8 @@ def step_3(step_2_done):
 
 
 @app.function
-# EXERCISE 1. Return the answers to all queries, (T, K). `softmax(x)` above takes the softmax of each row of a matrix.
+# EXERCISE 1. Return the answers to all queries, (T, K). `softmax(x)` above takes the softmax
+# of each row of a matrix.
 def attend(q_TK, k_SK, v_SK):
     raise kit.Todo
 
@@ -302,7 +303,8 @@ def ask_2(result_1):
 
 @app.function
 # EXERCISE 2. Scores (T, S) -> weights (T, S): zero for the future, each row adding up to 1.
-# Useful: xp.arange(n), a comparison of a column x[:, None] with a row, xp.where(condition, x, y), softmax(x).
+# Useful: xp.arange(n), a comparison of a column x[:, None] with a row, xp.where(condition, x,
+# y), softmax(x).
 def causal_weights(scores_TS):
     raise kit.Todo
 

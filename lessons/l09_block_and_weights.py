@@ -130,8 +130,8 @@ def step_2(step_1_done):
 
 
 @app.function
-# EXERCISE 1. Return what a block of GPT-2 makes of x.
-# norm_1, attend, norm_2 and mlp are functions: each takes such an x, and returns an array or tensor of its shape.
+# EXERCISE 1. Return what a block of GPT-2 makes of x. norm_1, attend, norm_2 and mlp are
+# functions: each takes such an x, and returns an array or tensor of its shape.
 def block(x, norm_1, attend, norm_2, mlp):
     raise kit.Todo
 
@@ -352,8 +352,9 @@ def ask_2(step_4_done):
 
 
 @app.function
-# EXERCISE 2. One of square_matrices(model) is transposed. `hidden` is what a right model returns for `ids`.
-# Return the name of that matrix. with_transposed(model, name), above, turns one round.
+# EXERCISE 2. One of square_matrices(model) is transposed. `hidden` is what a right model
+# returns for `ids`. Return the name of that matrix. with_transposed(model, name), above,
+# turns one round.
 def find_transposed(model, ids, hidden):
     raise kit.Todo
 

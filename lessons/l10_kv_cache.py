@@ -164,9 +164,10 @@ def softmax(x):
 
 
 @app.function
-# EXERCISE 1. query, key and value are those of the new position, (1, K); keys and values what the cache holds, (S, K).
-# S may be 0. Return the new position's answer (1, K), then all keys and all values, (S + 1, K), as new arrays.
-# Useful: xp.concatenate([a, b]) puts rows below each other.
+# EXERCISE 1. query, key and value are those of the new position, (1, K); keys and values what
+# the cache holds, (S, K). S may be 0. Return the new position's answer (1, K), then all keys
+# and all values, (S + 1, K), as new arrays. Useful: xp.concatenate([a, b]) puts rows below
+# each other.
 def attend_next(query, key, value, keys, values):
     raise kit.Todo
 
@@ -264,8 +265,9 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. Return the list `ids` with `count` more ids, each the likeliest after those before it.
-# model([new], cache=cache).logits.numpy()[0, -1] is the row of scores for what comes after the ids `new`.
+# EXERCISE 2. Return the list `ids` with `count` more ids, each the likeliest after those
+# before it. model([new], cache=cache).logits.numpy()[0, -1] is the row of scores for what
+# comes after the ids `new`.
 def write(model, ids, count):
     raise kit.Todo
 

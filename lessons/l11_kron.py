@@ -145,8 +145,8 @@ def step_3(step_2_done):
 
 
 @app.function
-# EXERCISE 1. a (m, n), b (p, q) -> (m * p, n * q). Without xp.kron: a product of arrays with axes of size 1, reshaped.
-# a[:, None, :, None] has shape (m, 1, n, 1).
+# EXERCISE 1. a (m, n), b (p, q) -> (m * p, n * q). Without xp.kron: a product of arrays with
+# axes of size 1, reshaped. a[:, None, :, None] has shape (m, 1, n, 1).
 def kronecker(a, b):
     raise kit.Todo
 
@@ -321,8 +321,9 @@ def ask_2(step_5_done):
 
 
 @app.function
-# EXERCISE 2. product(a, b) returns a matrix. Return True where law 1 holds for it: (A ⊗ B)(C ⊗ D) = AC ⊗ BD;
-# a difference of a ten-thousandth of the largest entry is rounding. Return False where it does not.
+# EXERCISE 2. product(a, b) returns a matrix. Return True where law 1 holds for it:
+# (A ⊗ B)(C ⊗ D) = AC ⊗ BD; a difference of a ten-thousandth of the largest entry is rounding.
+# Return False where it does not.
 def mixed_product(product, a, b, c, d):
     raise kit.Todo
 

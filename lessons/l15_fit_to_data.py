@@ -149,7 +149,7 @@ def step_2(result_1):
     and the layer is $Y = A Z$: linear in $A$. Every column of every $Z$ is one equation, $y = A z$, and the best $A$ is
     that of least squares:
 
-    $$A\,\textstyle\sum z z^\top = \sum y\,z^\top.$$
+    $$A\,\sum z z^\top = \sum y\,z^\top.$$
 
     ### Exercise 2: one half of a step
     """)

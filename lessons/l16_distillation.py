@@ -113,7 +113,7 @@ def step_2():
     never. Divide the logits by a **temperature** before the softmax, and the small probabilities show. The student is
     to have the same law (Hinton et al. 2015):
 
-    $$T^2\;\mathrm{KL}\big(\mathrm{softmax}(t/T)\,\|\,\mathrm{softmax}(s/T)\big)
+    $$T^2\;\mathrm{KL}(\mathrm{softmax}(t/T)\,\|\,\mathrm{softmax}(s/T))
     = T^2\sum_v p_v\,(\log p_v - \log q_v)$$
 
     $p$ is the teacher's law, $q$ the student's. The factor $T^2$ keeps the size of the gradient: softer laws give

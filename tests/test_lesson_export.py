@@ -88,6 +88,13 @@ def test_a_lesson_whose_solutions_are_wrong_is_refused(tmp_path):
         lesson_export.page(broken, "")
 
 
+@pytest.mark.parametrize("source", [one.source for one in lessons.lessons()], ids=lambda path: path.stem[:3])
+def test_every_formula_of_a_lesson_is_drawn(source):
+    shown = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", source.read_text(encoding="utf-8"), re.DOTALL)
+    formulas = [(block or line).replace("\\\\", "\\") for block, line in shown]
+    assert [tex for tex in formulas if "<code>" in lesson_export.formula(tex)] == []
+
+
 def test_formulas_are_drawn_and_said():
     svg = lesson_export.formula(r"\frac{a}{b}")
     assert r'aria-label="\frac{a}{b}"' in svg and svg.count("Z") >= 3

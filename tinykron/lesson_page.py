@@ -6,7 +6,7 @@ body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 17px/1.55 sys
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 nav { font-size: .85em; opacity: .8; }
 code, pre { font: .9em ui-monospace, Menlo, Consolas, monospace; }
-pre { padding: .7rem 1rem; border-radius: 6px; background: #8881; overflow-x: auto; }
+pre { padding: .7rem 1rem; border-radius: 6px; background: #8881; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.exercise { border-left: 4px solid #3a9a4a; }
 .paragraph { display: block; margin: .8em 0; }
 .control { display: block; margin-top: 1rem; } .control .paragraph { display: inline; }
