@@ -240,3 +240,16 @@ def test_a_product_is_the_same_however_the_matrix_is_stored(device, rows, turned
     found = backend.product(backend.to_device(x_ND), stored)
     assert_close(found, x_ND @ matrix_DF)
     assert host(found).flags.c_contiguous
+
+
+@pytest.mark.parametrize("rows", [2, 4, 5, 7, 8])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_few_rows_by_a_large_matrix_are_what_each_row_gives(device, rows, turned):
+    generator = np.random.default_rng(rows)
+    x_ND, matrix_DF = (
+        generator.standard_normal(shape).astype(np.float32) for shape in ((rows, 48), (48, backend.LARGE // 48 * 2 + 5))
+    )
+    stored = backend.to_device(np.ascontiguousarray(matrix_DF.T)).T if turned else backend.to_device(matrix_DF)
+    found = backend.product(backend.to_device(x_ND), stored)
+    assert found.dtype == np.float32 and host(found).flags.c_contiguous
+    assert_close(found, (x_ND.astype(np.float64) @ matrix_DF).astype(np.float32), rtol=0, atol=1e-4)
