@@ -30,7 +30,7 @@ from tinykron.thresholds import FILE, read
 
 LENGTHS = (1, 2, 4, 6)  # tokens drafted a round
 LEVELS = (0.95, 0.8, 0.6, 0.4)  # thresholds that all exits have in common
-PROMPT, NEW, LOSS_TOKENS = 12, 32, 2048  # tokens of a prompt, of its continuation, and of the text of the losses
+PROMPT, NEW, LOSS_TOKENS = 12, 32, 8192  # tokens of a prompt, of its continuation, and of the text of the losses
 LOSS_CONTEXT = 256
 TIMINGS = 15  # of a block and of the head
 
