@@ -9,6 +9,8 @@ from math import ceil
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
 from tinykron import relations_kngpt2, relations_kroneckerbert
 from tinykron.kron_study import Scale, Study
 from tinykron.relations import Answer, Relation, as_dict, chosen, markdown, run
@@ -111,6 +113,9 @@ def plot(answers: Sequence[Answer], scale: Scale, path: str | Path) -> bool:
             axis.errorbar(scale.budgets, list(map(mean, columns_of)), errors, marker="o", ms=3, capsize=2, label=name)
         axis.set(title=f"{answer.relation.id}: {answer.verdict}", xlabel="steps", ylabel="perplexity")
         axis.set(xscale="log", yscale="log", xticks=scale.budgets)
+        low, high = axis.get_ylim()
+        marks = [float(f"{value:.3g}") for value in np.geomspace(low, high, 6)[1:-1]]
+        axis.set_yticks(marks)  # a range within a decade would get none
         for ticks in (axis.xaxis, axis.yaxis):
             ticks.set_major_formatter(FormatStrFormatter("%g"))
             ticks.set_minor_formatter(NullFormatter())
