@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,9 @@ from tinykron.errors import DeviceError
 os.environ["TINYKRON_CALIBRATION"] = "off"  # the order of a product must not depend on how busy the machine is
 
 assert fake_device.FAKE is backend.get("fake")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it to themselves
 
 # The fixture `device` holds for a whole test, whatever the examples: hypothesis need not worry about its scope.
 settings.register_profile(
