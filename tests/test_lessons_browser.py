@@ -28,7 +28,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 FULL_PATH = 3  # the lesson that is gone through from end to end, click by click
 FULL_PATHS = (10, 14, 17)  # one of each further sitting, as a learner takes it who looks everything up
-SECONDS = 60_000  # the longest wait, in milliseconds: a busy machine is slow
+SECONDS = 180_000  # the longest wait, in milliseconds: a busy machine is slow
 
 
 @pytest.fixture(scope="module")
