@@ -26,6 +26,7 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+FLAGS += ["--disable-dev-shm-usage"]  # small in containers
 FULL_PATH = 3  # the lesson that is gone through from end to end, click by click
 FULL_PATHS = (10, 14, 17)  # one of each further sitting, as a learner takes it who looks everything up
 SECONDS = 180_000  # the longest wait, in milliseconds: a busy machine is slow
