@@ -69,11 +69,15 @@ def test_a_leaf_a_vector_and_one_number_are_taken(device):
 def test_constant_nan_and_infinite_entries_are_drawn():
     for values in (np.zeros((2, 2)), np.full((2, 2), np.nan), np.array([[np.inf, 1.0]])):
         with np.errstate(all="raise"):
-            pictures.heat(np.nan_to_num(values, posinf=1e30))
-        pictures.table(values)
-    pictures.lines({"a": [1.0, np.nan, 2.0]}, log_y=True)
-    pictures.lines({"a": [0.0, 0.0]}, log_y=True, mark=1)
-    pictures.lines({"a": [7.0]}, mark=0)
+            assert "data:image/png" in pictures.heat(np.nan_to_num(values, posinf=1e30))
+        assert pictures.table(values).count("<td") == values.size
+    for drawn in (
+        pictures.lines({"a": [1.0, np.nan, 2.0]}, log_y=True),
+        pictures.lines({"a": [0.0, 0.0]}, log_y=True, mark=1),
+        pictures.lines({"a": [7.0]}, mark=0),
+    ):
+        places = re.findall(r' (?:points|x|y|x1|y1|x2|y2|d)="([^"]*)"', drawn)
+        assert places and not any("nan" in place or "inf" in place for place in places)
 
 
 def test_curves_rise_where_values_rise():

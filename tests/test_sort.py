@@ -15,7 +15,7 @@ from tests.helpers import host
 from tests.tiny_tasks import TOKENIZER, tiny_bert
 from tests.tiny_teacher import make_teacher, write_text
 from tests.tiny_training import interrupt
-from tinykron import cli, data, info, kron, sort
+from tinykron import cli, cli_exits, data, info, kron, material, sort
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.models.exit_parts import kind_of
 from tinykron.sort import METHODS, Sorting
@@ -340,3 +340,9 @@ def test_a_text_of_one_document_cannot_be_held_out(base: Path, tmp_path: Path) -
     (tmp_path / "one.txt").write_text("the list holds items")
     with pytest.raises(DataError, match="give more text"):
         sort.sort(base / "model", tmp_path / "no", SETTINGS, tmp_path / "one.txt")
+
+
+def test_the_command_line_offers_what_there_is():
+    """It names the choices itself, so that `tinykron --help` need not import what trains."""
+    offered = cli_exits.METHODS, cli_exits.LOSSES, cli_exits.KINDS
+    assert offered == tuple(map(tuple, (METHODS, sort.LOSSES, material.KINDS)))

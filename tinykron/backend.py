@@ -166,7 +166,8 @@ def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     return array.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
 
 
-FEW_ROWS = 16
+FEW_ROWS = 16  # that go as columns of a matrix stored the other way round
+ROWS_APART = {False: 4, True: 7}  # that go one by one: of a matrix as it is, of one stored the other way round
 LARGE = 1 << 19  # elements of a matrix that does not stay in a core's cache, and which BLAS shares among its threads
 
 
@@ -177,19 +178,20 @@ def product(x_ND: Array, matrix_DF: Array) -> Array:
     row by itself: of two rows by (768, 3072), four times as long. A matrix that is stored the other way round, as an
     output head tied to the embedding is, is cut into blocks that meet all rows while they are near.
     """
-    rows, turned = len(x_ND), matrix_DF.T
+    rows = len(x_ND)
     if not 1 < rows <= FEW_ROWS or backend_of(x_ND) is not CPU:
         return x_ND @ matrix_DF
-    if rows <= (7 if turned.flags.c_contiguous else 4) and matrix_DF.size >= LARGE:
+    turned = matrix_DF.T.flags.c_contiguous
+    if rows <= ROWS_APART[turned] and matrix_DF.size >= LARGE:
         columns = matrix_DF.shape[1]
-        block = LARGE // len(matrix_DF) if turned.flags.c_contiguous else columns
+        block = max(1, LARGE // len(matrix_DF)) if turned else columns
         out_NF = np.empty((rows, columns), np.result_type(x_ND, matrix_DF))
         for start in range(0, columns, block):
             part = slice(start, start + block)
             for x_D, out_F in zip(x_ND, out_NF, strict=True):
                 np.matmul(x_D, matrix_DF[:, part], out=out_F[part])
         return out_NF
-    return np.ascontiguousarray((turned @ x_ND.T).T) if turned.flags.c_contiguous else x_ND @ matrix_DF
+    return np.ascontiguousarray((matrix_DF.T @ x_ND.T).T) if turned else x_ND @ matrix_DF
 
 
 # Row blocks on threads ----------------------------------------------------------------------------------------------

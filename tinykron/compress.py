@@ -13,7 +13,7 @@ import numpy as np
 
 from tinykron import checkpoint, data, kron
 from tinykron.errors import CheckpointError, DataError, TinykronError
-from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.evaluate import held_out_perplexity
 from tinykron.kron.budget import amount
 from tinykron.kron.calibration import trace
 from tinykron.masking import Masking
@@ -114,9 +114,7 @@ def measured(model: Any, documents: list[data.Document]) -> float | None:
         return None
     tokens = data.encode(model.tokenizer, documents)[:MEASURED_TOKENS]
     context = min(model.context, CONTEXT)
-    if causal:
-        return perplexity(model, tokens, context)
-    return masked_perplexity(model, tokens, context, Masking.of(model.tokenizer))
+    return held_out_perplexity(model, tokens, context, None if causal else Masking.of(model.tokenizer))
 
 
 # The verb -------------------------------------------------------------------------------------------------------------

@@ -104,6 +104,13 @@ def masked_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Mas
     return bounded_exp(nats / count)
 
 
+def held_out_perplexity(model: Any, tokens: np.ndarray, context: int, masking: Masking | None) -> float:
+    """Return the perplexity that training lowers: of each next token, or of those that `masking` hides."""
+    if masking:
+        return masked_perplexity(model, tokens, context, masking)
+    return perplexity(model, tokens, context)
+
+
 def pseudo_nats(
     model: Any,
     streams: Sequence[np.ndarray],

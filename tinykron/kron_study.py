@@ -17,7 +17,7 @@ import numpy as np
 
 from tinykron import checkpoint, compress, data, kron, tasks
 from tinykron.distill import Distillation
-from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.evaluate import held_out_perplexity
 from tinykron.features import predict
 from tinykron.finetune import task_loss
 from tinykron.kron.algebra import KronSum
@@ -86,9 +86,7 @@ class Study:
         count = min(self.scale.held_out, len(self.held_out))
         start = int(np.random.default_rng((seed, 5)).integers(0, len(self.held_out) - count + 1))
         tokens = self.held_out[start : start + count]
-        if self.masking:
-            return masked_perplexity(model, tokens, self.scale.context, self.masking)
-        return perplexity(model, tokens, self.scale.context)
+        return held_out_perplexity(model, tokens, self.scale.context, self.masking)
 
     def trained(self, student: Student, seed: int, steps: int) -> Any:
         """Return a student after so many steps on text, beside the teacher where its losses ask for one."""

@@ -7,13 +7,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from tinykron import checkpoint, data, wikitext
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.evaluate import held_out_perplexity
 from tinykron.hub import resolve
 from tinykron.masking import Masking
 from tinykron.measurement import fills, writes
@@ -85,7 +82,7 @@ def finetune_text(
         weight_decay=0.01,
         seed=settings.seed,
     )
-    before = _perplexity(student, held_out_tokens, context, masking)
+    before = held_out_perplexity(student, held_out_tokens, context, masking)
     progress = out.with_name(out.name + ".training")
     history = fit(student, tokens, run, masking=masking, folder=progress, title=f"{task}, {steps} steps")
     if history.interrupted:
@@ -93,7 +90,7 @@ def finetune_text(
     result = progress / "result"  # becomes `out` when all is in it
     shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
     checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
-    after = _perplexity(checkpoint.load(result), held_out_tokens, context, masking)  # rounded as it is
+    after = held_out_perplexity(checkpoint.load(result), held_out_tokens, context, masking)  # rounded as it is
     found = TextTuned(task, before, after, steps, len(tokens), len(held_out_tokens), context)
     try:
         card = [f"# {out.name}", "", f"{Path(model).name}, fine-tuned by tinykron.", "", f"- settings: {settings}"]
@@ -116,12 +113,6 @@ def _documents(task: str, source: str | Path | None) -> tuple[Sequence[data.Docu
         for split in ("train", "valid")
     )
     return training, held_out
-
-
-def _perplexity(model: Any, tokens: np.ndarray, context: int, masking: Masking | None) -> float:
-    if masking:
-        return masked_perplexity(model, tokens, context, masking)
-    return perplexity(model, tokens, context)
 
 
 def render(found: TextTuned) -> str:

@@ -23,7 +23,7 @@ from tinykron import data, safetensors_file
 from tinykron.backend import recycled_memory, to_host
 from tinykron.distill import Batch, Distillation, Losses
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.evaluate import masked_perplexity, perplexity
+from tinykron.evaluate import held_out_perplexity
 from tinykron.instructions import Examples
 from tinykron.masking import Masking
 from tinykron.nn import Module
@@ -160,11 +160,7 @@ def fit(
             last = history.steps == settings.steps
             due = settings.evaluate_every and history.steps % settings.evaluate_every == 0
             if held_out is not None and (last or due):
-                value = (
-                    masked_perplexity(student, held_out, settings.context, masking)
-                    if masking
-                    else perplexity(student, held_out, settings.context)
-                )
+                value = held_out_perplexity(student, held_out, settings.context, masking)
                 history.perplexities.append((history.steps, value))
             note = [f"{name} {value:.3f}" for name, value in terms.items()]
             note += [f"held-out perplexity {value:.2f}" for _, value in history.perplexities[-1:]]
