@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib import axis
 
+import tinykron as tk
 from tests.decoders import deep
 from tests.test_thresholds import lists
 from tests.tiny_teacher import make_teacher, write_text
 from tinykron import bench_exits as module
-from tinykron import cli, exit_analysis
+from tinykron import cli, exit_analysis, shortlist
 from tinykron.bench import Spread
 from tinykron.bench_exits import Costs, Drafts, Early, Turns, bench_exits, check_same
 from tinykron.bench_exits_report import as_dict, plot, recommendation, render, write
@@ -61,6 +63,40 @@ def test_a_folders_own_exits_and_thresholds_are_measured(places, tmp_path):
     assert found.early[-1].name == "the folder's thresholds" and found.early[-1].depth <= 4.0
 
 
+def test_drafts_of_frequent_tokens_are_measured_beside_those_of_all(places, tmp_path):
+    text, folder = places
+    chosen = shutil.copytree(folder, tmp_path / "model")
+    options = {"lengths": (1,), "source": text, "prompts": 1, "new": 4, "threads": 1, "repeats": 1}
+    with pytest.raises(TinykronError, match="has no frequent_tokens.json"):
+        bench_exits(chosen, (1,), shortlists=(4,), **options)
+    shortlist.write(np.arange(100), chosen)
+    with pytest.raises(TinykronError, match="shortlist"):
+        bench_exits(chosen, (1,), shortlists=(0,), **options)
+    vocabulary = tk.load(chosen).config.vocab_size
+    assert [row.listed for row in bench_exits(chosen, (1,), **options).drafts] == [None, vocabulary // 16]
+    assert [row.listed for row in bench_exits(chosen, (1,), shortlists=(), **options).drafts] == [None]
+    found = bench_exits(chosen, (1, 3), shortlists=(4, 200), **options)
+    assert [(row.exit, row.listed) for row in found.drafts] == [(e, n) for e in (1, 3) for n in (None, 4, 100)]
+    assert found.costs.listed.keys() == {4, 100} and min(found.costs.listed.values()) > 0
+    assert "1, 100 tokens" in drawn_labels(found, tmp_path / "map.png")
+    assert " 100 " in render(found)
+
+
+def drawn_labels(report, path) -> list[str]:
+    """Draw the heat map, and return the labels of its rows."""
+    labels: list[str] = []
+    real = axis.Axis.set_ticklabels
+
+    def noted(self, names, **options):
+        labels.extend(map(str, names))
+        return real(self, names, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(axis.Axis, "set_ticklabels", noted)
+        plot(report, path)
+    return labels
+
+
 def test_losses_are_those_of_the_exits():
     model = deep("gpt2", 0)
     tokens = np.random.default_rng(0).integers(0, 40, 70)
@@ -75,6 +111,8 @@ def test_costs_of_blocks_alone_are_the_prediction():
     assert costs.speedup(2, 8, 3, 0.6) == pytest.approx(predicted_speedup(2, 8, 3, 0.6))
     dear = Costs(costs.block, dict.fromkeys((1, 4), 0.7))  # a head is a block that every draft needs
     assert dear.speedup(2, 8, 3, 0.6) == pytest.approx(9 * (1 + 0.6 + 0.36 + 0.216) / (4 * 3 + 6))
+    short = replace(dear, listed={50: 0.07})  # a tenth of a block
+    assert short.speedup(2, 8, 3, 0.6, 50) == pytest.approx(9 * (1 + 0.6 + 0.36 + 0.216) / (4 * 3 + 6 - 2.7))
 
 
 def test_drafts_that_change_a_text_are_not_timed(monkeypatch):
@@ -113,10 +151,10 @@ def test_ctrl_c_keeps_what_was_measured(places, monkeypatch):
     text, folder = places
     real = module._drafts
 
-    def interrupted(turns, costs, exit, length):
+    def interrupted(turns, costs, exit, length, tokens):
         if exit == 3:
             raise KeyboardInterrupt
-        return real(turns, costs, exit, length)
+        return real(turns, costs, exit, length, tokens)
 
     monkeypatch.setattr(module, "_drafts", interrupted)
     found = bench_exits(folder, (1, 3), (1,), text, prompts=1, new=4, threads=1, repeats=1)
@@ -128,7 +166,7 @@ def test_ctrl_c_keeps_what_was_measured(places, monkeypatch):
 
 
 def drafts(speed: float, least: float = 2.0, costed: float = 1.2) -> Drafts:
-    return Drafts(2, 1, 0.5, 1.1, costed, Spread(speed, min(speed, least), speed), Spread(1, 1, 1), 0.1, 0.3, 0.2)
+    return Drafts(2, 1, None, 0.5, 1.1, costed, Spread(speed, min(speed, least), speed), Spread(1, 1, 1), 0.1, 0.3, 0.2)
 
 
 def early(speed: float, change: float) -> Early:
@@ -139,6 +177,10 @@ def early(speed: float, change: float) -> Early:
     ("row", "words"),
     [
         (drafts(1.3), "Speculate by exit 2 with 1 draft a round: 1.30 times as fast, the same text."),
+        (
+            replace(drafts(1.3), listed=2000),
+            "Speculate by exit 2 with 1 draft a round, of the 2,000 most frequent tokens",
+        ),
         (drafts(0.8), "Do not speculate: at best, by exit 2"),
         (drafts(1.3, least=0.9), "Do not speculate: not in every turn, or against all costs"),
         (drafts(1.3, costed=0.9), "Do not speculate: not in every turn"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import tinykron as tk
 from tests.test_cli import call
 from tests.test_thresholds import lists, prompts
 from tests.test_thresholds import teacher as teacher  # a fixture
-from tinykron import bench_exits, cli_serve, thresholds
+from tinykron import bench_exits, cli_serve, shortlist, thresholds
 from tinykron.data import shipped_folder
 from tinykron.generate import Trace
 
@@ -80,6 +81,25 @@ def test_drafts_of_any_kind_write_the_plain_text(capsys, sorted_folder):
     assert found["acceptance"] == 1.0  # the model drafts for itself
 
 
+def test_drafts_know_frequent_tokens_alone(capsys, sorted_folder, tmp_path):
+    plain = written(capsys, sorted_folder)["ids"]
+    folder = shutil.copytree(sorted_folder, tmp_path / "model")
+    code, _, err = call(capsys, "generate", folder, *TEXT, "--speculate", "2:2", "--shortlist", "9")
+    assert code == 2 and "has no frequent_tokens.json" in err
+    said = sorted(set(plain[-8:]))
+    never = [token for token in range(200) if token not in said]
+    shortlist.write(np.array(never[:9] + said), folder)
+    for options in (["--speculate", "2:2"], ["--speculate", "auto"], ["--draft", str(folder)]):
+        for count in (9, 9 + len(said)):
+            found = written(capsys, folder, *options, "--shortlist", str(count))
+            assert found["ids"] == plain
+            assert "drafts" not in found or (found["drafts"]["accepted"] > 0) == (count > 9)
+    code, _, err = call(capsys, "generate", folder, *TEXT, "--shortlist", "9")
+    assert code == 2 and "expected --speculate or --draft" in err
+    code, _, err = call(capsys, "generate", folder, *TEXT, "--shortlist", "0", "--speculate", "2")
+    assert code == 2 and "--shortlist: expected a whole number >= 1" in err
+
+
 def test_auto_takes_the_exit_that_says_what_the_model_says(capsys, sorted_folder, tmp_path, monkeypatch):
     model = tk.load(sorted_folder)
     for block in model.blocks[1:]:
@@ -88,7 +108,7 @@ def test_auto_takes_the_exit_that_says_what_the_model_says(capsys, sorted_folder
             linear.bias.data[:] = 0.0
     tk.save(model, tmp_path / "easy")
     costs = bench_exits.Costs(dict.fromkeys(range(1, 9), 1.0), dict.fromkeys(range(1, 9), 0.0))
-    monkeypatch.setattr(bench_exits, "costs_of", lambda model, rows: costs)
+    monkeypatch.setattr(bench_exits, "costs_of", lambda model, rows, lists: costs)
     _, _, err = call(capsys, "generate", tmp_path / "easy", *TEXT, "--speculate", "auto")
     assert "speculate: exit 1, 6 drafts: predicted 2.80 times as fast" in err  # 4 * 7 / (7 + 3)
     assert "accepted, each with probability 1.00" in err

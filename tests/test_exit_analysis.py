@@ -65,6 +65,17 @@ def test_drift_is_that_of_one_position_at_a_time(model: Any) -> None:
     assert found.exits == EXITS and np.allclose(found.kl_EN[-1], 0.0, atol=1e-9) and found.agreement_E[-1] == 1.0
 
 
+def test_exits_agree_with_what_they_may_say(model: Any) -> None:
+    prompt = PROMPTS[0]
+    ids = generate(model, prompt, LENGTH, stop=())[0]
+    listed = np.array([9, 2, *np.setdiff1d(ids[len(prompt) :], [9, 2])[::2], 30])
+    found = analysis.drift(model, [prompt], (2,), LENGTH, shortlist=listed).agree_EN[0]
+    assert 0 < found.sum() < LENGTH
+    for n in range(LENGTH):
+        logits_V = plain(model, ids[: len(prompt) + n], 2)[-1]
+        assert found[n] == (max(listed, key=lambda token: logits_V[token]) == ids[len(prompt) + n])
+
+
 def test_drift_from_another_model_follows_its_text() -> None:
     model, other = deep("gpt2", seed=0), deep("gpt2", seed=1)
     found = analysis.drift(model, PROMPTS[:1], (2, 4), 1, reference=other)

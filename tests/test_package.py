@@ -29,7 +29,7 @@ kron.plan kron.budget kron.candidates kron.compress kron.nested kron.planner kro
 models.checks models.transformer models.classes models.gpt2 models.bert_config models.bert models.llama
 models.exit_parts models.__init__
 safetensors_file tokenizer hub checkpoint data instructions accumulate features distances losses distill teacher_cache
-exits grid sampling continuation partial speculate bitexact generate thresholds closed_book
+exits grid sampling continuation shortlist partial speculate bitexact generate thresholds closed_book
 optim masking evaluate exit_analysis wikitext train pretrain metrics glue squad_score squad similarity
 standins tasks task_train finetune info compress measurement text_finetune front elastic report recipes students stages
 reproduce relations material sort sorted_study relations_decoding relations_elastic relations_sorted

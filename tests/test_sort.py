@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.helpers import host
 from tests.tiny_tasks import TOKENIZER, tiny_bert
 from tests.tiny_teacher import make_teacher, write_text
 from tests.tiny_training import interrupt
-from tinykron import cli, cli_exits, data, info, kron, material, sort
+from tinykron import cli, cli_exits, data, info, kron, material, shortlist, sort
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.models.exit_parts import kind_of
 from tinykron.sort import METHODS, Sorting
@@ -83,6 +84,17 @@ def test_the_folder_says_its_exits(base: Path, made: dict[str, sort.Sorted]) -> 
     assert config["tinykron"] == {"exits": [1, 3, 4]}
     assert "exits after 1, 3, 4 blocks were trained" in info.render(info.describe(base / "sorted", told["sorted"]))
     assert "exits after" not in info.render(info.describe(base / "plain", told["plain"]))
+
+
+def test_the_folder_says_which_tokens_were_frequent(base: Path, made: dict[str, sort.Sorted]) -> None:
+    tokenizer = tk.load(base / "model").tokenizer
+    ids = data.encode(tokenizer, data.split(data.documents(base / "text.txt"))[0])
+    common = [token for token, _ in Counter(sorted(ids.tolist())).most_common()]
+    for method in METHODS:
+        if method == "extracted":
+            assert not list((base / method).rglob(shortlist.FILE))
+        else:
+            assert shortlist.read(base / method).tolist() == common
 
 
 def test_plain_is_what_fit_does_without_exits(base: Path, made: dict[str, sort.Sorted], tmp_path: Path) -> None:

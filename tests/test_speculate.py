@@ -53,13 +53,20 @@ class Reader:
     def feed(self, ids_BT: np.ndarray) -> None:
         self.fed += ids_BT[0].tolist()
 
-    def logits(self, depth: int, count: int = 1) -> np.ndarray:
+    def logits(self, depth: int, count: int = 1, *, shortlist: Any = None) -> np.ndarray:
         ends = range(len(self.fed) - count + 1, len(self.fed) + 1)
         laws = [self.table.law(depth, tuple(self.fed[:end])) for end in ends]
-        return np.array([laws], dtype=object)
+        return np.array([laws if shortlist is None else [among(shortlist, law) for law in laws]], dtype=object)
 
     def realign(self, lengths_B: np.ndarray) -> None:
         del self.fed[int(lengths_B[0]) - 1 :]
+
+
+def among(tokens: Sequence[int], law: Sequence[Fraction]) -> list[Fraction]:
+    """Return the law of what is left of a vocabulary; all alike where nothing of it was likely."""
+    total = sum(law[token] for token in tokens)
+    some = Fraction(1, len(tokens))
+    return [(weight / total if total else some) if token in tokens else Fraction(0) for token, weight in enumerate(law)]
 
 
 class Path:
@@ -119,12 +126,14 @@ def speculated(
     separate: bool = False,
     path: type[Path] = Path,
     early: dict[int, Fraction] | None = None,
+    shortlist: Any = None,
 ) -> Law:
     def write(chance: Path) -> tuple[int, ...]:
         texts = Continuations(np.array([[PROMPT]]), np.array([[True]]), most, stops)
         target = Reader(table)
         draft = Reader(table) if separate else target
-        speculate(texts, target, TARGET, draft, DRAFT, Window(1, length), lambda law: law, [chance], early, max)
+        window = Window(1, length)
+        speculate(texts, target, TARGET, draft, DRAFT, window, lambda law: law, [chance], early, max, shortlist)
         return tuple(texts.new[0])
 
     return law_of(write, path)
@@ -161,6 +170,30 @@ def test_drafts_that_leave_early_keep_the_law(vocabulary, most, length, stops, s
         table = Table(vocabulary, seed)
         found = speculated(table, most, length, stops, separate, early={EARLY: Fraction(3, 5)})
         assert found == plain_law(lambda context, table=table: table.law(TARGET, context), most, stops)
+
+
+@pytest.mark.parametrize("shortlist", [[0], [2, 1]])
+@pytest.mark.parametrize(("length", "separate"), [(1, False), (2, True), (None, False)])
+def test_drafts_of_some_tokens_keep_the_law(length, separate, shortlist):
+    for seed in range(4):
+        table = Table(3, seed)
+        found = speculated(table, 3, length, (0,), separate, shortlist=shortlist)
+        assert found == plain_law(lambda context, table=table: table.law(TARGET, context), 3, (0,))
+
+
+@pytest.mark.parametrize("mistake", ["checked by the law of all tokens", "none"])
+def test_the_proof_refuses_a_short_draft_that_is_checked_as_if_it_knew_all_tokens(mistake, monkeypatch):
+    table, shortlist = Table(3, 11), [2, 1]
+
+    def checked_by_all(drafted, draft_laws, logits_NV, law, chance):
+        all_laws = {str(among(shortlist, law)): law for (depth, _), law in table.known.items() if depth == DRAFT}
+        laws = [np.array(all_laws[str(list(one))], dtype=object) for one in draft_laws]
+        return checked(drafted, laws, logits_NV, law, chance)
+
+    if mistake != "none":
+        monkeypatch.setattr(module, "checked", checked_by_all)
+    found = speculated(table, 3, 2, (), shortlist=shortlist)
+    assert (found == plain_law(lambda context: table.law(TARGET, context), 3, ())) == (mistake == "none")
 
 
 def test_the_cases_above_leave_early_and_do_not():
@@ -289,7 +322,7 @@ class Passes(Reader):
         super().__init__(table)
         self.depths, self.run = {DRAFT: exit, TARGET: blocks}, 0
 
-    def logits(self, depth: int, count: int = 1) -> np.ndarray:
+    def logits(self, depth: int, count: int = 1, *, shortlist: Any = None) -> np.ndarray:
         self.run += self.depths[depth]
         return np.array([[self.table.law(depth, ())] * count])
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, data
+from tinykron import checkpoint, data, shortlist
 from tinykron.backend import to_host
 from tinykron.bench import Spread, at_least_one, describe_machine
 from tinykron.errors import DataError, TinykronError
@@ -43,11 +43,16 @@ class Costs:
 
     block: dict[int, float]  # one block
     head: dict[int, float]  # final norm and head, logits on the host
+    listed: dict[int, float] = field(default_factory=dict)  # the same of one row, by the tokens of a shortlist
 
-    def speedup(self, exit: int, blocks: int, length: int, acceptance: float) -> float:
+    def draft_head(self, listed: int | None) -> float:
+        """Return what a draft takes to be read: by the whole head, or by a shortlist of so many tokens."""
+        return self.head[1] if listed is None else self.listed[listed]
+
+    def speedup(self, exit: int, blocks: int, length: int, acceptance: float, listed: int | None = None) -> float:
         """Return the speed-up by drafts that these times predict: heads count, and the rows of a check."""
         block, head, rows = self.block[1], self.head[1], length + 1
-        drafting = length * (exit * block + head) + exit * block
+        drafting = length * (exit * block + self.draft_head(listed)) + exit * block
         checking = (blocks - exit) * self.block[rows] + self.head[rows]
         return sum(acceptance**place for place in range(rows)) * (blocks * block + head) / (drafting + checking)
 
@@ -58,6 +63,7 @@ class Drafts:
 
     exit: int
     length: int
+    listed: int | None  # tokens of the vocabulary that drafts are made of; None: all
     acceptance: float  # of a draft that follows accepted ones
     predicted: float  # how many times as fast, by blocks alone
     costed: float  # the same, with what heads and passes of several rows take
@@ -105,6 +111,7 @@ def bench_exits(
     new: int | None = None,
     threads: int = 2,
     repeats: int = 3,
+    shortlists: Sequence[int] | None = None,
 ) -> Report:
     """Time every exit of a checkpoint as a draft, as a fixed exit and with confidence, beside plain greedy decoding.
 
@@ -114,6 +121,8 @@ def bench_exits(
     prompts  how many, of 12 tokens, each continued by `new` tokens; None: 32, or what the context holds
     threads  for BLAS
     repeats  turns of each way, beside plain decoding each time
+    shortlists  how many of the tokens that the folder found frequent drafts may be made of; drafts of the whole
+             vocabulary are measured, too. None: a sixteenth of it, if the folder says which; () for none
     Ctrl-C ends it with what was measured until then. Raises TinykronError for a bad argument, and where drafts write
     another text than plain decoding.
     """
@@ -135,19 +144,21 @@ def bench_exits(
     tokens = _tokens(model, source)
     starts = np.linspace(0, len(tokens) - PROMPT, prompts).astype(int)
     windows = data.windows(tokens[:LOSS_TOKENS], min(model.context, LOSS_CONTEXT))
+    lists = _lists(Path(folder), shortlists, model.config.vocab_size)
     with threadpool_limits(threads, "blas"):
         turns = Turns(model, [tokens[start : start + PROMPT].tolist() for start in starts], new, repeats)
-        costs = costs_of(model, [1, *(length + 1 for length in lengths)])
+        costs = costs_of(model, [1, *(length + 1 for length in lengths)], lists)
         found = Report(describe_machine(threads), str(folder), len(model.blocks), 0.0, _loss(model, windows, {}), costs)
-        ways = [(depth, length) for depth in depths for length in lengths]
+        ways = [(depth, length, listed) for depth in depths for listed in (None, *lists) for length in lengths]
         rules: dict[str, dict[str, Any]] = {f"exit {depth}": {"exit": depth} for depth in depths}
         rules |= {f"where sure to {level}": {"confidence": dict.fromkeys(depths, level)} for level in LEVELS}
         if (Path(folder) / FILE).exists():
             rules["the folder's thresholds"] = {"confidence": read(folder).thresholds}
         with Progress("bench", len(ways) + len(rules), "ways to decode") as progress:
             try:
-                for depth, length in ways:
-                    found.drafts.append(_drafts(turns, costs, depth, length))
+                for depth, length, listed in ways:
+                    tokens = None if listed is None else lists[listed]
+                    found.drafts.append(_drafts(turns, costs, depth, length, tokens))
                     progress.advance(1, f"exit {depth} drafts {length}")
                 for name, rule in rules.items():
                     found.early.append(_early(turns, name, rule, windows, found.loss))
@@ -169,6 +180,15 @@ def _exits(blocks: int, exits: Sequence[int]) -> list[int]:
     if list(exits) != sorted(exits):
         raise TinykronError(f"bench: exits: expected them from shallow to deep, found {tuple(exits)}")
     return list(check_exits(None, exits, blocks - 1))
+
+
+def _lists(folder: Path, sizes: Sequence[int] | None, vocabulary: int) -> dict[int, np.ndarray]:
+    """Return shortlists of the folder's frequent tokens by their length, which is no more than it knows."""
+    if sizes is None:
+        sizes = [vocabulary // 16] if (folder / shortlist.FILE).exists() else []
+    at_least_one(**{f"shortlist {size}": size for size in sizes})
+    lists = [shortlist.read(folder, size) for size in sizes]
+    return {len(tokens): tokens for tokens in lists}
 
 
 def _tokens(model: Any, source: str | Path | None) -> np.ndarray:
@@ -216,9 +236,10 @@ class Turns:
         return Spread.of([plain / other for plain, other in pairs]), Spread.of([other for _, other in pairs])
 
 
-def _drafts(turns: Turns, costs: Costs, exit: int, length: int) -> Drafts:
+def _drafts(turns: Turns, costs: Costs, exit: int, length: int, tokens: np.ndarray | None = None) -> Drafts:
     """Check that drafts change nothing, then time them."""
-    options = {"draft": exit, "draft_length": length}
+    options = {"draft": exit, "draft_length": length, "shortlist": tokens}
+    listed = None if tokens is None else len(tokens)
     _, texts, traces = turns.write(options)
     check_same(texts, turns.texts, f"exit {exit} drafts {length} tokens")
     speedup, ms = turns.timed(options)
@@ -227,14 +248,14 @@ def _drafts(turns: Turns, costs: Costs, exit: int, length: int) -> Drafts:
         for name in ("drafted", "rounds", "accepted", "refused")
     )
     block, head, above = costs.block[1], costs.head[1], turns.blocks - exit
-    heads = (drafted * head + rounds * costs.head[length + 1]) / turns.tokens - head
+    heads = (drafted * costs.draft_head(listed) + rounds * costs.head[length + 1]) / turns.tokens - head
     rows = rounds * above * (costs.block[length + 1] - block) / turns.tokens
     blocks = ((drafted + rounds) * exit + rounds * above) * block / turns.tokens
     rest = (ms.least - blocks - head - heads - rows) - (min(turns.plain_times) - turns.blocks * block - head)
     acceptance = accepted / (accepted + refused)
     predicted = predicted_speedup(exit, turns.blocks, length, acceptance)
-    costed = costs.speedup(exit, turns.blocks, length, acceptance)
-    return Drafts(exit, length, acceptance, predicted, costed, speedup, ms, heads, rows, rest)
+    costed = costs.speedup(exit, turns.blocks, length, acceptance, listed)
+    return Drafts(exit, length, listed, acceptance, predicted, costed, speedup, ms, heads, rows, rest)
 
 
 def check_same(texts: Sequence[Sequence[int]], plain: Sequence[Sequence[int]], way: str) -> None:
@@ -266,8 +287,8 @@ def _loss(model: Any, windows: Windows, thresholds: Mapping[int, float]) -> floa
     return total / count
 
 
-def costs_of(model: Any, rows: Sequence[int]) -> Costs:
-    """Time a block and the head for so many rows at once, 1 among them, behind a short text."""
+def costs_of(model: Any, rows: Sequence[int], lists: Mapping[int, np.ndarray] | None = None) -> Costs:
+    """Time a block and the head for so many rows at once, 1 among them, behind a short text; shortlists for one."""
     start = max(1, min(PROMPT, model.context - max(rows)))
     times: dict[int, list[tuple[float, float]]] = {count: [] for count in rows}
     cache = model.cache(start + max(rows))
@@ -286,4 +307,15 @@ def costs_of(model: Any, rows: Sequence[int]) -> Costs:
             for layer in cache.layers:
                 layer.realign((), start)
     block, head = ({count: min(pair[i] for pair in times[count]) for count in rows} for i in (0, 1))
-    return Costs(block, head)
+    return Costs(block, head, {size: _list_cost(model, x_1TD[:, :1], tokens) for size, tokens in (lists or {}).items()})
+
+
+def _list_cost(model: Any, x_1TD: Any, tokens: np.ndarray) -> float:
+    """Time the final norm and the rows of the head that belong to some tokens, for one row."""
+    (norm, head), listed, times = model.reader(), shortlist.Shortlist(tokens, model.config.vocab_size), []
+    with no_grad(), evaluating(model):
+        for _ in range(TIMINGS + 1):  # the first takes the rows out
+            start = time.perf_counter()
+            listed.logits(norm(x_1TD), head)
+            times.append((time.perf_counter() - start) * 1e3)
+    return min(times)

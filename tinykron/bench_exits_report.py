@@ -29,6 +29,7 @@ def recommendation(report: Report) -> str:
         able = [row for row in report.drafts if row.costed > 1.0 and _pays(row.speedup)]
         best = max(able or report.drafts, key=lambda row: row.speedup.median)
         what = f"exit {best.exit} with {best.length} draft{'s' if best.length > 1 else ''} a round"
+        what += "" if best.listed is None else f", of the {best.listed:,} most frequent tokens"
         if able:
             lines.append(f"Speculate by {what}: {best.speedup.median:.2f} times as fast, the same text.")
         else:
@@ -55,12 +56,14 @@ def render(report: Report) -> str:
     from rich.table import Table
 
     drafts = Table(title="drafts by an exit, the same text: times as fast as plain decoding", title_justify="left")
-    headings = ["exit", "drafts", "accepted", "predicted", "with costs", "measured", "ms a token"]
+    headings = ["exit", "of tokens", "drafts", "accepted", "predicted", "with costs", "measured", "ms a token"]
     for heading in [*headings, "heads", "rows", "rest", "most of it"]:
         drafts.add_column(heading, justify="left" if heading == "most of it" else "right", no_wrap=True)
     for row in report.drafts:
         parts = {"heads": row.heads, "rows": row.rows, "rest": row.rest}
-        cells = [str(row.exit), str(row.length), f"{row.acceptance:.2f}", f"{row.predicted:.2f}", f"{row.costed:.2f}"]
+        listed = "all" if row.listed is None else f"{row.listed:,}"
+        cells = [str(row.exit), listed, str(row.length)]
+        cells += [f"{share:.2f}" for share in (row.acceptance, row.predicted, row.costed)]
         cells += [row.speedup.text(2), f"{row.ms.median:.2f}", *(f"{value:.2f}" for value in parts.values())]
         drafts.add_row(*cells, max(parts, key=lambda name: parts[name]))
     early = Table(title="leaving early", title_justify="left")
@@ -97,11 +100,12 @@ def plot(report: Report, path: str | Path) -> None:
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
-    exits, lengths = (sorted({getattr(row, name) for row in report.drafts}) for name in ("exit", "length"))
-    figure = Figure(figsize=(10, 1.5 + 0.7 * len(exits)), layout="constrained")
-    grids = {name: np.full((len(exits), len(lengths)), np.nan) for name in ("predicted", "with costs", "measured")}
+    makers = list(dict.fromkeys((row.exit, row.listed) for row in report.drafts))
+    lengths = sorted({row.length for row in report.drafts})
+    figure = Figure(figsize=(10, 1.5 + 0.7 * len(makers)), layout="constrained")
+    grids = {name: np.full((len(makers), len(lengths)), np.nan) for name in ("predicted", "with costs", "measured")}
     for row in report.drafts:
-        place = exits.index(row.exit), lengths.index(row.length)
+        place = makers.index((row.exit, row.listed)), lengths.index(row.length)
         for grid, value in zip(grids.values(), (row.predicted, row.costed, row.speedup.median), strict=True):
             grid[place] = value
     least, most = (function([function(grid[np.isfinite(grid)]) for grid in grids.values()]) for function in (min, max))
@@ -111,7 +115,8 @@ def plot(report: Report, path: str | Path) -> None:
         image = axis.imshow(grid, origin="lower", aspect="auto", cmap="RdYlGn", norm=norm)
         axis.set(title=f"{name}, times as fast", xlabel="drafts a round")
         axis.set_xticks(range(len(lengths)), [str(length) for length in lengths])
-        axis.set_yticks(range(len(exits)), [str(exit) for exit in exits])
+        names = [str(exit) if listed is None else f"{exit}, {listed:,} tokens" for exit, listed in makers]
+        axis.set_yticks(range(len(makers)), names)
         for (y, x), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9)

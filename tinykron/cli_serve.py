@@ -16,6 +16,7 @@ import numpy as np
 
 from tinykron.cli_elastic import numbers, within_budget
 from tinykron.errors import TinykronError, UntrainedExitWarning
+from tinykron.sampling import whole
 
 PROBE = 24  # tokens that `--speculate auto` writes to see which exit agrees with the model
 
@@ -24,6 +25,7 @@ def bench_options(bench: argparse.ArgumentParser) -> None:
     """Add what `bench exits` takes beside a model."""
     bench.add_argument("--exits", metavar="2,4,6", help="exits: to measure (default: those trained, else three)")
     bench.add_argument("--drafts", metavar="1,2,4", help="exits: tokens drafted a round (default 1,2,4,6)")
+    bench.add_argument("--shortlist", metavar="512,2048", help="exits: numbers of frequent tokens that drafts may know")
     bench.add_argument("--data", metavar="TEXT", help="exits: to take prompts from and measure losses on")
     bench.add_argument("--out", metavar="DIR", help="exits: folder for the table, its JSON and a heat map")
 
@@ -40,6 +42,7 @@ def bench_exits(options: argparse.Namespace, folder: Path) -> int:
         options.data,
         threads=options.threads,
         repeats=options.repeats,
+        shortlists=numbers("--shortlist", options.shortlist) if options.shortlist else None,
     )
     if options.out:
         report.write(found, options.out)
@@ -69,6 +72,7 @@ def generate_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--speculate", metavar="EXIT[:DRAFTS]", help="draft by an exit, the text stays; auto: choose one")
     sub.add_argument("--draft", metavar="MODEL[:DRAFTS]", help="draft by another model, the text stays")
+    sub.add_argument("--shortlist", type=int, metavar="N", help="drafts know the folder's N most frequent tokens alone")
 
 
 def generate(options: argparse.Namespace, folder: Path) -> int:
@@ -164,7 +168,9 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
         if getattr(options, one) and getattr(options, other):
             raise TinykronError(f"--{one} and --{other}: expected one of the two")
     if options.speculate or options.draft:
-        return _drafts(options, model, ids, count)
+        return _drafts(options, folder, model, ids, count)
+    if options.shortlist is not None:
+        raise TinykronError("--shortlist: the tokens of drafts; expected --speculate or --draft, too")
     rule: dict[str, Any] = {}
     if options.exit is not None:
         rule["exit"] = options.exit
@@ -188,15 +194,18 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
     return rule
 
 
-def _drafts(options: argparse.Namespace, model: Any, ids: list[int], count: int) -> dict[str, Any]:
+def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int], count: int) -> dict[str, Any]:
     """Return the same for options that leave the text as it is."""
-    from tinykron import checkpoint, hub
+    from tinykron import checkpoint, hub, shortlist
 
     if options.confident or options.missing:
         raise TinykronError("--confident and --missing: for texts without a draft; --threshold says where drafts leave")
     rule: dict[str, Any] = {} if options.exit is None else {"exit": options.exit}
+    listed = None
+    if options.shortlist is not None:
+        listed = shortlist.read(folder, whole("--shortlist", options.shortlist, 1))
     if options.speculate:
-        rule |= _speculation(options, model, ids, count)
+        rule |= _speculation(options, model, ids, count, listed)
         trained, blocks = model.exits, rule.get("draft", 0)
     else:
         name, length = _place(options.draft)
@@ -208,6 +217,8 @@ def _drafts(options: argparse.Namespace, model: Any, ids: list[int], count: int)
         trained, blocks = draft.exits, len(draft.blocks)
     if options.threshold and "draft" in rule:
         rule["confidence"] = _levels(options.threshold, trained, blocks)
+    if "draft" in rule and listed is not None:
+        rule["shortlist"] = listed
     return rule
 
 
@@ -236,11 +247,13 @@ def _length(text: str, option: str) -> dict[str, int]:
     return {"draft_length": int(text)}
 
 
-def _speculation(options: argparse.Namespace, model: Any, ids: list[int], count: int) -> dict[str, Any]:
+def _speculation(
+    options: argparse.Namespace, model: Any, ids: list[int], count: int, listed: np.ndarray | None
+) -> dict[str, Any]:
     if options.speculate == "auto":
         if options.exit is not None:
             raise TinykronError("--speculate auto: chooses for all blocks, found --exit; say EXIT:DRAFTS")
-        return _chosen(model, ids, min(count, PROBE, model.context - len(ids)))
+        return _chosen(model, ids, min(count, PROBE, model.context - len(ids)), listed)
     exit, _, length = options.speculate.partition(":")
     if not exit.isdecimal():
         raise TinykronError(
@@ -249,11 +262,11 @@ def _speculation(options: argparse.Namespace, model: Any, ids: list[int], count:
     return {"draft": int(exit)} | _length(length, "--speculate")
 
 
-def _chosen(model: Any, ids: list[int], probe: int) -> dict[str, Any]:
+def _chosen(model: Any, ids: list[int], probe: int, listed: np.ndarray | None) -> dict[str, Any]:
     """Return the exit and the number of drafts that are predicted to be fastest; none where none helps.
 
     The trained exits, or all, are asked along the model's own greedy text behind the prompt: how often each would have
-    written the same. What blocks and heads cost is timed.
+    written the same, with the tokens it may know. What blocks and heads cost is timed.
     """
     from tinykron import bench_exits, exit_analysis
     from tinykron.speculate import fastest_draft
@@ -263,10 +276,11 @@ def _chosen(model: Any, ids: list[int], probe: int) -> dict[str, Any]:
     lengths = [length for length in bench_exits.LENGTHS if length < probe]
     found = None
     if inner and lengths:
-        shares = exit_analysis.drift(model, [ids], inner, probe).agreement_E
-        costs = bench_exits.costs_of(model, [1, *(length + 1 for length in lengths)])
+        shares = exit_analysis.drift(model, [ids], inner, probe, shortlist=listed).agreement_E
+        size, lists = (None, {}) if listed is None else (len(listed), {len(listed): listed})
+        costs = bench_exits.costs_of(model, [1, *(length + 1 for length in lengths)], lists)
         acceptances = dict(zip(inner, shares.tolist(), strict=True))
-        found = fastest_draft(acceptances, lengths, lambda exit, length, a: costs.speedup(exit, blocks, length, a))
+        found = fastest_draft(acceptances, lengths, lambda e, length, a: costs.speedup(e, blocks, length, a, size))
     if found is None:
         print("speculate: no exit is predicted to help; decoding plainly", file=sys.stderr)
         return {}

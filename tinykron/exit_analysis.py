@@ -81,15 +81,24 @@ class Drift:
         return self.agree_EN.mean(axis=1)
 
 
-def drift(model: Any, prompts: Prompts, exits: Sequence[int], length: int = 20, reference: Any = None) -> Drift:
+def drift(
+    model: Any,
+    prompts: Prompts,
+    exits: Sequence[int],
+    length: int = 20,
+    reference: Any = None,
+    shortlist: np.ndarray | None = None,
+) -> Drift:
     """Return how exits differ from the last exit along the greedy text that this last exit writes.
 
     reference  the model whose last exit it is; by default the same. Figure 4 crosses two models of one shape
     length     N, output positions; position 0 is the first token after the prompt
+    shortlist  ids (K,) of the tokens that exits choose among, where it is asked whether they agree; None: all
     Sorted LLaMA (arXiv 2309.08968), figures 4 and 5: KL and cosine by exit and output position.
     """
     reference = model if reference is None else reference
     depths = check_exits(None, exits, len(model.blocks))
+    listed_V = np.arange(model.config.vocab_size) if shortlist is None else shortlist
     kl_EN, cosine_EN, agree_EN = np.zeros((3, len(depths), length))
     _some(prompts)
     for prompt in prompts:
@@ -105,7 +114,8 @@ def drift(model: Any, prompts: Prompts, exits: Sequence[int], length: int = 20, 
                 kl_EN[number] += (np.exp(whole_NV) * (whole_NV - exit_NV)).sum(axis=-1)
                 lengths_N = np.linalg.norm(state_ND, axis=-1) * np.linalg.norm(own_ND, axis=-1)
                 cosine_EN[number] += (state_ND * own_ND).sum(axis=-1) / np.maximum(lengths_N, 1e-30)
-                agree_EN[number] += exit_NV.argmax(axis=-1) == whole_NV.argmax(axis=-1)
+                chosen_N = listed_V[exit_NV[:, listed_V].argmax(axis=-1)]
+                agree_EN[number] += chosen_N == whole_NV.argmax(axis=-1)
     return Drift(depths, *(sums_EN / len(prompts) for sums_EN in (kl_EN, cosine_EN, agree_EN)))
 
 

@@ -22,6 +22,7 @@ from tinykron.models.transformer import check_exit
 from tinykron.nn import Module, evaluating
 from tinykron.partial import PartialPass
 from tinykron.sampling import Sampler, whole
+from tinykron.shortlist import Shortlist
 from tinykron.speculate import Window, speculate
 from tinykron.tensor import no_grad
 
@@ -64,6 +65,7 @@ def generate(
     width: float | None = None,
     skipped: str = "recompute",
     draft_length: int | None = None,
+    shortlist: Any = None,
     stop: int | Sequence[int] | None = None,
     mask: Any = None,
     stream: Callable[[str], object] | None = None,
@@ -91,6 +93,8 @@ def generate(
                     vocabulary, such as `kron.first_terms` of it. The text keeps the model's law: the same tokens if
                     greedy, the same distribution if not
     draft_length    how many tokens to draft at once; None: 4 at first, 2 more after a full success, else 1 less
+    shortlist       ids of the tokens that drafts are made of, such as the most frequent: drafts then read those rows of
+                    the head alone. The text keeps the model's law. None: all. FR-Spec, Zhao et al. 2025
     stop            token ids that end a row, which repeats its last one until all rows have ended; by default the
                     `eos_token_id` of the model's configuration, () for none
     mask            (B, T), nonzero where a token of an array `ids` counts: padding on the left does not
@@ -111,6 +115,9 @@ def generate(
     batch, start = prompt_BT.shape
     end = _end(start, max_new_tokens, model.context)
     drafter = _draft(draft, draft_length, skipped, model, depth, end)
+    if shortlist is not None and drafter is None:
+        raise TinykronError("shortlist: of tokens for drafts, and no draft")
+    listed = None if shortlist is None else Shortlist(shortlist, vocabulary)
     top = depth if drafter is None else drafter if isinstance(drafter, int) else len(drafter.blocks)
     thresholds = _thresholds(confidence, skipped, top)
     text = _text_stream(model, stream, batch)
@@ -123,7 +130,7 @@ def generate(
             stack.enter_context(evaluating(each))
         stack.enter_context(no_grad())
         if drafter is not None:
-            _with_draft(model, texts, depth, drafter, draft_length, thresholds, sampler, trace)
+            _with_draft(model, texts, depth, drafter, draft_length, thresholds, listed, sampler, trace)
         elif thresholds is not None:
             _by_confidence(model, texts, depth, thresholds, skipped, sampler, trace)
         else:
@@ -225,6 +232,7 @@ def _with_draft(
     drafter: Any,
     draft_length: int | None,
     thresholds: Mapping[int, float] | None,
+    shortlist: Shortlist | None,
     sampler: Sampler,
     trace: Trace,
 ) -> None:
@@ -237,8 +245,9 @@ def _with_draft(
         draft = PartialPass(drafter, texts.lengths_B, capacity)
         draft_depth = draft.depth
     tally = speculate(
-        texts, target, depth, draft, draft_depth, Window(rows, draft_length), sampler.law, sampler.chances, thresholds
-    )
+        texts, target, depth, draft, draft_depth, Window(rows, draft_length), sampler.law, sampler.chances, thresholds,
+        shortlist=shortlist,
+    )  # fmt: skip
     trace.steps, trace.rounds = target.steps, tally.rounds
     trace.draft_steps = draft.steps if draft is not target else 0
     trace.drafted, trace.accepted = np.array(tally.drafted), np.array(tally.accepted)

@@ -36,6 +36,11 @@ class Material:
     said: str  # where it is from, for the card
     questions: Sequence[Example] = ()  # that are held out, to be answered
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """All token ids that are trained on, (N,)."""
+        return np.concatenate(self.training.ids) if isinstance(self.training, Examples) else self.training
+
 
 def read(model: Any, source: str | Path | None, context: int, kind: str = "text") -> Material:
     """Return what to train on and what is held out, of a kind in KINDS; without a source, what every Python carries."""

@@ -16,6 +16,7 @@ import numpy as np
 from tinykron import ops, shapes
 from tinykron.backend import Array, to_device, to_host, xp_of
 from tinykron.models.transformer import Angles, check_mask
+from tinykron.shortlist import Shortlist
 from tinykron.tensor import Tensor
 
 
@@ -66,15 +67,21 @@ class PartialPass:
         self.waiting.append(Waiting(0, self.model.embed(ids_BT, positions_BT), self.model.angles(positions_BT)))
         self.length += len(slots_T)
 
-    def logits(self, depth: int, count: int = 1, held_B: np.ndarray | None = None) -> np.ndarray:
+    def logits(
+        self, depth: int, count: int = 1, held_B: np.ndarray | None = None, shortlist: Shortlist | None = None
+    ) -> np.ndarray:
         """Return, on the host, the logits (B, N, V) after `depth` blocks of the last `count` positions fed.
 
         All positions that wait below go up with them. A row that is held stays as it is: the blocks on the way take
-        its keys and values from the state it has. It is for a single position, and goes with `fill`.
+        its keys and values from the state it has. It is for a single position, and goes with `fill`. Of tokens that
+        are not on a shortlist the logits are -inf.
         """
         self.model.check_cached(depth)
         x_BTD = self._advance(depth, held_B)
-        return to_host(self.model.read(x_BTD[:, -count:], depth).data)
+        if shortlist is None:
+            return to_host(self.model.read(x_BTD[:, -count:], depth).data)
+        norm, head = self.model.reader(depth)
+        return shortlist.logits(norm(x_BTD[:, -count:]), head)
 
     def fill(self) -> None:
         """State copy: the blocks above take keys and values from the state that a position left with. Approximate."""

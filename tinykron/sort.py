@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinykron import checkpoint, data, exit_analysis, kron, recipes
+from tinykron import checkpoint, data, exit_analysis, kron, recipes, shortlist
 from tinykron.closed_book import exact_matches
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import bounded_exp
@@ -251,7 +251,8 @@ def sort(
     """Fine-tune the exits of a checkpoint and save the result as a new one with a card.
 
     model   folder, cache path or cached hub id: any decoder, or a BERT with its masked-token head
-    out     folder to make: a checkpoint whose config.json holds the exits; of "extracted", one folder for each exit
+    out     folder to make: a checkpoint whose config.json holds the exits, beside the tokens that were frequent in
+            what it read; of "extracted", one folder for each exit
     source  text file or folder, or a file of examples, as the settings' kind says; None: what every Python carries
     beside  further methods to train for as long on the same batches, and to measure beside it; they are not saved
     Progress is kept in the folder `<out>.training`: after a Ctrl-C, which returns None, or a kill, the same call
@@ -284,6 +285,8 @@ def sort(
         if name == settings.method:
             shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
             models = _save(models, result, dtype)  # rounded as they are saved
+            if hasattr(start, "cache") and name != "extracted":
+                shortlist.write(shortlist.frequent(material.tokens), result)
         measure(name, models)
     counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
     found = Sorted(str(out), settings, material.said, counted, losses, right)

@@ -2,7 +2,8 @@
 
 The draft is an exit of the same model (LayerSkip, Elhoushi et al. 2024): cache and hidden states are shared, and the
 check runs only the blocks above the exit. Or it is another model, such as a compressed one of the same parent. Either
-may leave early itself where it is sure (S2D, Kavehzadeh et al. 2024). Leviathan et al. 2023; Chen et al. 2023.
+may leave early itself where it is sure (S2D, Kavehzadeh et al. 2024), and may know a part of the vocabulary alone
+(FR-Spec, Zhao et al. 2025). Leviathan et al. 2023; Chen et al. 2023.
 
 Letters: B batch, N drafted tokens, V vocabulary.
 """
@@ -20,6 +21,7 @@ from tinykron.errors import TinykronError
 from tinykron.exits import confidence
 from tinykron.models.transformer import check_exit
 from tinykron.sampling import whole
+from tinykron.shortlist import Shortlist
 
 FIRST_WINDOW = 4  # tokens drafted in the first round, where their number adapts
 
@@ -30,7 +32,7 @@ class Side(Protocol):
     length: int
 
     def feed(self, ids_BT: np.ndarray) -> None: ...
-    def logits(self, depth: int, count: int = 1) -> np.ndarray: ...
+    def logits(self, depth: int, count: int = 1, *, shortlist: Shortlist | None = None) -> np.ndarray: ...
     def realign(self, lengths_B: np.ndarray) -> None: ...
 
 
@@ -73,6 +75,7 @@ def speculate(
     chances: Sequence[Any],
     early: Mapping[int, Any] | None = None,
     sureness: Callable[[np.ndarray], Any] = confidence,
+    shortlist: Shortlist | None = None,
 ) -> Tally:
     """Write all rows to their ends, several tokens a round; each token follows the target's law.
 
@@ -82,6 +85,7 @@ def speculate(
     chances        the random decisions of each row: `draw` a token from a law, `happens` something likely so far
     early          {blocks: threshold}: a draft leaves at the first of these depths where `sureness` of its logits (V,)
                    reaches the threshold. It depends on what came before alone, so that the draft still has one law
+    shortlist      the tokens that drafts are made of; None: all
     A row's text does not depend on the other rows: what others draft beyond its window is not looked at.
     """
     rows, separate = len(texts.tokens), draft is not target
@@ -97,7 +101,8 @@ def speculate(
         draft_laws: list[list[np.ndarray]] = [[] for _ in range(rows)]
         for place in range(count):
             drafting = [row for row, limit in limits.items() if place < limit]
-            for row, (made_by, logits_V) in _sure_logits(draft, draft_depth, early or {}, sureness, drafting).items():
+            leaving = _sure_logits(draft, draft_depth, early or {}, sureness, drafting, shortlist)
+            for row, (made_by, logits_V) in leaving.items():
                 draft_laws[row].append(law(logits_V))
                 drafted_BN[row, place] = chances[row].draw(draft_laws[row][place])
                 tally.depths[made_by] = tally.depths.get(made_by, 0) + 1
@@ -121,12 +126,17 @@ def speculate(
 
 
 def _sure_logits(
-    draft: Side, depth: int, early: Mapping[int, Any], sureness: Callable[[np.ndarray], Any], rows: Sequence[int]
+    draft: Side,
+    depth: int,
+    early: Mapping[int, Any],
+    sureness: Callable[[np.ndarray], Any],
+    rows: Sequence[int],
+    shortlist: Shortlist | None,
 ) -> dict[int, tuple[int, np.ndarray]]:
     """Return of each row the depth at which its draft leaves, and the logits (V,) there; all wait for the deepest."""
     found: dict[int, tuple[int, np.ndarray]] = {}
     for place in [*sorted(early), depth]:
-        logits_BV = draft.logits(place)[:, -1]
+        logits_BV = draft.logits(place, shortlist=shortlist)[:, -1]
         for row in rows:
             if row not in found and (place == depth or sureness(logits_BV[row]) >= early[place]):
                 found[row] = place, logits_BV[row]

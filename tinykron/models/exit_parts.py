@@ -10,7 +10,6 @@ from tinykron.errors import CheckpointError
 from tinykron.models.checks import check_exit
 from tinykron.models.transformer import Decoder
 from tinykron.nn import Module
-from tinykron.tensor import Tensor
 
 KINDS = {
     "heads": "a head each, read through the shared norm: Sorted LLaMA's SFT + ICT",
@@ -23,10 +22,6 @@ class ExitPart(Module):
 
     def __init__(self, exit: int, head: Any = None, block: Any = None, norm: Any = None) -> None:
         self.exit, self.head, self.block, self.norm = exit, head, block, norm
-
-    def read(self, x_BTD: Tensor, model: Any) -> Tensor:
-        """Return the logits (B, T, V) of what leaves the trunk, or the own block."""
-        return (self.head or model.head or model.embedding).project((self.norm or model.norm)(x_BTD))
 
 
 def add_parts(model: Any, kind: str, exits: Sequence[int]) -> Any:

@@ -109,8 +109,8 @@ class GPT2(Decoder):
     def embed(self, ids_BT: np.ndarray, positions_BT: np.ndarray) -> Tensor:
         return self.dropout(self.embedding(ids_BT) + self.positions(positions_BT, "position"))
 
-    def _project(self, x_BTD: Tensor) -> Tensor:
-        return self.score(x_BTD) if self.score else super()._project(x_BTD)
+    def _project(self, x_BTD: Tensor, head: Any = None) -> Tensor:
+        return self.score(x_BTD) if self.score else super()._project(x_BTD, head)
 
     def forward(self, ids_BT: Any, mask_BS: Any = None, **options: Any) -> Output:
         """Run as a `Decoder` does; of a classifier, the logits are those of each text's last position that counts."""

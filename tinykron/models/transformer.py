@@ -291,8 +291,13 @@ class Decoder(NestedModel):
 
     def read(self, x_BTD: Tensor, exit: int | None = None) -> Tensor:
         """Return the logits (B, T, V) of what leaves a block, or an exit's own block."""
+        norm, head = self.reader(exit)
+        return self._project(norm(x_BTD), head)
+
+    def reader(self, exit: int | None = None) -> tuple[Module, Any]:
+        """Return the norm and the head that an exit reads with: the model's, or what the exit has of its own."""
         part = self.part(exit)
-        return self._project(self.norm(x_BTD)) if part is None else part.read(x_BTD, self)
+        return (part and part.norm) or self.norm, (part and part.head) or self.head or self.embedding
 
     def check_cached(self, exit: int) -> None:
         """Raise TinykronError for an exit with a block of its own: the cache has no room for its keys and values."""
@@ -300,8 +305,8 @@ class Decoder(NestedModel):
         if part is not None and part.block is not None:
             raise TinykronError(f"exit {exit}: has a block of its own, which no cache holds; kron.cut makes it a model")
 
-    def _project(self, x_BTD: Tensor) -> Tensor:
-        return (self.head or self.embedding).project(x_BTD)
+    def _project(self, x_BTD: Tensor, head: Any = None) -> Tensor:
+        return (head or self.head or self.embedding).project(x_BTD)
 
     def forward(
         self,
