@@ -11,7 +11,7 @@ import ast
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape, unescape
 from pathlib import Path
@@ -76,17 +76,34 @@ def page(source: Path, title: str) -> str:
         widgets = {name: widget for name, widget in defined.items() if _values(widget)}
         frames: list[dict[str, list[str]]] = [{} for _ in cells]
         for name, widget in widgets.items():
-            own = next(i for i, output in enumerate(outputs) if output is widget)
+            still = _unmoved(module, cells, name, defined)
             for value in _values(widget):
-                moved = [_html(output) for output in module.app.run(defs={name: SimpleNamespace(value=value)})[0]]
-                moved.insert(own, base[own])
-                for shown, frame in zip(frames, moved, strict=True):
-                    shown.setdefault(name, []).append(frame)
+                moved = iter(module.app.run(defs={**still, name: SimpleNamespace(value=value)})[0])
+                for cell, shown, html in zip(cells, frames, base, strict=True):
+                    same = _definitions(module, cell) & {*still, name}
+                    shown.setdefault(name, []).append(html if same else _html(next(moved)))
     body = [
         _cell(cell, output, _control(output, widgets), html, shown)
         for cell, output, html, shown in zip(cells, outputs, base, frames, strict=True)
     ]
     return PAGE.replace("TITLE", escape(title)).replace("BODY", "\n".join(body))
+
+
+def _unmoved(module: Any, cells: list[Cell], name: str, defined: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that a lesson defines in cells which do not depend on a widget: they need not run again."""
+    moving, before = {name}, 0
+    while len(moving) > before:
+        before = len(moving)
+        for cell in cells:
+            if getattr(getattr(module, cell.name), "refs", set()) & moving:
+                moving |= _definitions(module, cell)
+    still = [_definitions(module, cell) for cell in cells]
+    return {one: defined[one] for definitions in still if not definitions & moving for one in definitions}
+
+
+def _definitions(module: Any, cell: Cell) -> set[str]:
+    """Return the names that a cell defines; none for a function, which runs at once."""
+    return getattr(getattr(module, cell.name), "defs", set())
 
 
 # What is on the page ------------------------------------------------------------------------------------------------
