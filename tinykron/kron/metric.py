@@ -218,7 +218,7 @@ def times(x: Array, first: Array | None, second: Array | None, sizes: Shape) -> 
     n, q = sizes
     y = x.reshape(-1, n, q)
     if second is not None:
-        y = y * second if second.ndim == 1 else y @ second
+        y = y * second if second.ndim == 1 else (y.reshape(-1, q) @ second).reshape(y.shape)  # one product
     if first is not None and first.ndim == 1:
         y = y * first[:, None]
     elif first is not None:
