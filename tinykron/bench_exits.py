@@ -157,8 +157,8 @@ def bench_exits(
         with Progress("bench", len(ways) + len(rules), "ways to decode") as progress:
             try:
                 for depth, length, listed in ways:
-                    tokens = None if listed is None else lists[listed]
-                    found.drafts.append(_drafts(turns, costs, depth, length, tokens))
+                    known = None if listed is None else lists[listed]
+                    found.drafts.append(_drafts(turns, costs, depth, length, known))
                     progress.advance(1, f"exit {depth} drafts {length}")
                 for name, rule in rules.items():
                     found.early.append(_early(turns, name, rule, windows, found.loss))
