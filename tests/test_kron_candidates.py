@@ -87,6 +87,36 @@ def test_a_tables_rows_keep_their_own_numbers(device: str, metric: str) -> None:
             assert loss == pytest.approx(fit.error**2, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("metric", ["none", "inputs", "rows", "both"])
+def test_losses_that_are_not_exact_are_known_as_estimates(device: str, metric: str) -> None:
+    w, generator = drawn(12, 18), np.random.default_rng(1)
+    c = second_moment(generator, 18) if metric in ("inputs", "both") else None
+    g = second_moment(generator, 12) if metric in ("rows", "both") else None
+    found = candidates(to_device(w), *(None if one is None else to_device(one) for one in (c, g)))
+    exact = []
+    for (m, n), terms, loss in zip(found.shapes[:-1], found.terms[:-1], found.loss[:-1], strict=True):
+        fit = kron.nearest(w.astype(np.float64), (int(m), int(n)), int(terms), c, g, sweeps=0)
+        exact.append(loss == pytest.approx(fit.error**2, rel=1e-3, abs=1e-5))
+    assert all(exact[i] for i in range(len(exact)) if not found.estimated[i])
+    assert found.estimated.any() == (metric != "none") and not found.estimated[-1]
+    assert not all(exact) or metric == "none"
+
+
+def test_estimates_are_corrected_and_what_is_beaten_then_goes() -> None:
+    w, c = drawn(12, 18), second_moment(np.random.default_rng(1), 18)
+    found = candidates(w, c)
+    before = {
+        (*shape, terms): loss for shape, terms, loss in zip(found.shapes.tolist(), found.terms, found.loss, strict=True)
+    }
+    worse = found.corrected(1.5)
+    for shape, terms, loss, guess in zip(worse.shapes.tolist(), worse.terms, worse.loss, worse.estimated, strict=True):
+        assert loss == (min(1.0, 1.5 * before[*shape, terms]) if guess else before[*shape, terms])
+    assert worse.estimated.sum() < found.estimated.sum()
+    assert len(undominated(worse.parameters, worse.flops, worse.loss)) == len(worse.loss)
+    same = found.corrected(1.0)
+    assert np.array_equal(same.loss, found.loss) and np.array_equal(same.shapes, found.shapes)
+
+
 def test_shapes_slower_than_dense_are_left_out() -> None:
     w = drawn(24, 24)
     found = candidates(w)

@@ -51,6 +51,16 @@ def test_the_nearest_factors_are_those_of_the_rearranged_matrix(device: str, see
     assert np.linalg.eigvalsh(first)[0] > 0.0 and np.linalg.eigvalsh(second)[0] > 0.0
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_factors_in_float32_hold_moments_of_any_size(device: str, scale: float) -> None:
+    """Some models have activations of 10^4 and more; sums of squares of their second moments left float32's range."""
+    s = second_moment(np.random.default_rng(0), 12)
+    found = metrics.split(to_device((scale * s).astype(np.float32)), (3, 4))
+    best = kron.nearest(s, (3, 3)).dense()
+    found_S = np.kron(host(found.first).astype(float), host(found.second)) / scale
+    assert_close(found_S, best, rtol=1e-3, atol=1e-4 * np.abs(s).max())
+
+
 @given(seed=seeds)
 def test_the_nearest_factors_of_a_diagonal(device: str, seed: int) -> None:
     d = np.random.default_rng(seed).random(12) + 0.1

@@ -13,6 +13,7 @@ from tests.tiny_training import CONTEXT, TOKENS, tiny_gpt2
 from tinykron import checkpoint, kron, nn
 from tinykron.errors import DataError, TinykronError
 from tinykron.kron import planner
+from tinykron.kron.candidates import candidates
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.llama import Llama, LlamaConfig
 
@@ -114,6 +115,29 @@ def test_what_a_plan_says_is_so(planned: tuple[Any, kron.KronPlan]) -> None:
     assert len(kinds) > 1
     assert "become" in plan.notes[0] and "duality gap" in plan.notes[1]
     assert all(line in str(plan) for line in plan.notes)
+
+
+def test_estimates_are_corrected_by_what_a_fit_shows() -> None:
+    model, seen, checked = wide_gpt2(), kron.calibrate(wide_gpt2(), BATCHES), 0
+    for name in ("blocks.0.mlp.down", "blocks.1.mlp.down", "blocks.1.mlp.up", "blocks.0.attention.output"):
+        module = model.get(name)
+        w, covariance, _ = kron.compress.problem(module, name, seen)
+        before = candidates(w, covariance)
+        found = {name: before}
+        planner._sensitivities(model, {name: module}, found, seen, 0.6)
+        fits = np.flatnonzero(before.parameters <= 0.6 * w.size)
+        tried = fits[before.loss[fits].argmin()]
+        if not before.estimated[tried]:
+            assert found[name] is before
+            continue
+        fit = kron.nearest(w, tuple(before.shapes[tried].tolist()), int(before.terms[tried]), covariance, sweeps=2)
+        ratio = fit.error**2 / before.loss[tried]
+        assert abs(ratio - 1.0) > 0.01
+        expected = before.corrected(ratio)
+        assert_close(found[name].loss, expected.loss, rtol=1e-6)
+        assert np.array_equal(found[name].shapes, expected.shapes)
+        checked += 1
+    assert checked
 
 
 def test_a_plan_can_be_saved_edited_and_carried_out(planned: tuple[Any, kron.KronPlan]) -> None:

@@ -37,11 +37,19 @@ class Candidates:
     parameters: np.ndarray  # (K,)
     flops: np.ndarray  # (K,) of one vector
     loss: np.ndarray  # (K,) float64: |E X|^2 / |W X|^2; of a shape with no closed form, in the nearest metric with one
+    estimated: np.ndarray  # (K,) whether it is such an estimate
     low_rank: np.ndarray  # the loss of each rank, 0, 1, 2, ...
 
     def low_rank_loss(self, parameters: int) -> float:
         """Return the loss of the best low rank of at most so many parameters; 1 where not even rank 1 fits."""
         return float(self.low_rank[min(parameters // sum(self.dense), len(self.low_rank) - 1)])
+
+    def corrected(self, ratio: float) -> Candidates:
+        """Return the options whose estimates are off by a factor, as far as no other beats them then."""
+        loss = np.where(self.estimated, np.minimum(1.0, ratio * self.loss), self.loss)
+        kept = undominated(self.parameters, self.flops, loss)
+        columns = (self.shapes, self.terms, self.parameters, self.flops, loss, self.estimated)
+        return Candidates(self.dense, *(column[kept] for column in columns), self.low_rank)
 
 
 def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_rows: bool = False) -> Candidates:
@@ -80,7 +88,11 @@ def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_r
             shapes.remove((rows, 1))
         losses = partial(_losses, (rows, columns), white, output, low_rank)
         found += zip(shapes, in_threads(losses, shapes) if on_host else map(losses, shapes), strict=True)
-    return _gathered((rows, columns), found, np.ones(1) if low_rank is None else low_rank)
+    estimated = [
+        (covariance is not None and 1 not in (n, columns // n)) or (output is not None and 1 not in (m, rows // m))
+        for (m, n), _ in found
+    ]
+    return _gathered((rows, columns), found, estimated, np.ones(1) if low_rank is None else low_rank)
 
 
 def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | None, shape: Shape) -> np.ndarray:
@@ -154,25 +166,25 @@ def terms_of(dense: Shape, shape: Shape) -> range:
     return range(1 if n == p == 1 else max(1, -(-int(REACH * size) // each)), most + 1)
 
 
-def _gathered(dense: Shape, found: list[tuple[Shape, np.ndarray]], low_rank: np.ndarray) -> Candidates:
+def _gathered(
+    dense: Shape, found: list[tuple[Shape, np.ndarray]], estimated: list[bool], low_rank: np.ndarray
+) -> Candidates:
     size = dense[0] * dense[1]
     columns: list[np.ndarray] = []
-    for shape, loss in found:
+    for (shape, loss), guess in zip(found, estimated, strict=True):
         p, q = dense[0] // shape[0], dense[1] // shape[1]
         terms = np.array([number for number in terms_of(dense, shape) if number < len(loss)], dtype=np.int64)
         parameters = terms * (shape[0] * shape[1] + p * q)
         flops = 2 * terms * multiplications_of(shape, (p, q))
-        columns.append(
-            np.stack(
-                [np.full_like(terms, shape[0]), np.full_like(terms, shape[1]), terms, parameters, flops, loss[terms]]
-            )
-        )
-    columns.append(np.array([[dense[0]], [dense[1]], [1.0], [size], [2.0 * size], [0.0]]))
+        m, n = (np.full_like(terms, side) for side in shape)
+        columns.append(np.stack([m, n, terms, parameters, flops, loss[terms], np.full_like(terms, guess)]))
+    columns.append(np.array([[dense[0]], [dense[1]], [1.0], [size], [2.0 * size], [0.0], [0.0]]))
     every = np.concatenate(columns, axis=1)
     kept = undominated(every[3], every[4], every[5])
-    m, n, terms, parameters, flops, loss = every[:, kept]
+    m, n, terms, parameters, flops, loss, guessed = every[:, kept]
     shapes = np.stack([m, n], axis=1).astype(np.int64)
-    return Candidates(dense, shapes, terms.astype(np.int64), parameters.astype(np.int64), flops, loss, low_rank)
+    counts = terms.astype(np.int64), parameters.astype(np.int64)
+    return Candidates(dense, shapes, *counts, flops, loss, guessed > 0.0, low_rank)
 
 
 def undominated(parameters: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def _nearest(metric: Array, sizes: Shape, tolerance: float) -> tuple[Array, Arra
         xp.ones(sizes[0], dtype=metric.dtype) if metric.ndim == 1 else xp.eye(sizes[0], dtype=metric.dtype).reshape(-1)
     )
     for _ in range(POWER_STEPS):
-        second_S = first_F @ r_FS
+        second_S = (first_F * (1.0 / float(xp.abs(first_F).max()))) @ r_FS  # so that float32 suffices for its squares
         second_S = second_S * (1.0 / float(xp.sqrt((second_S * second_S).sum())))
         new_F = r_FS @ second_S
         change = float(xp.abs(new_F - first_F).max()) / float(xp.abs(new_F).max())
