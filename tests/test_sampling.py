@@ -14,7 +14,7 @@ import tinykron as tk
 from tests.decoders import full_logits, tiny_gpt2
 from tests.helpers import assert_close
 from tinykron.models.gpt2 import GPT2
-from tinykron.sampling import distribution, draw
+from tinykron.sampling import Certain, Sampler, distribution, draw
 
 
 def plain_law(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
@@ -110,6 +110,17 @@ def test_top_k_keeps_ties_and_takes_any_k():
 @pytest.mark.parametrize("temperature", [1e-320, 1e-8])
 def test_a_temperature_near_zero_is_greedy(temperature):
     assert distribution(np.array([0.0, 2.0, 1.999], np.float32), temperature).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_law_without_chance_is_the_greedy_one():
+    logits = np.array([0.0, 2.0, 1.999, 2.0], np.float32)
+    sampler = Sampler(0.0, 3, 0.5, 0, 1)
+    law = sampler.law(logits)
+    assert list(law) == distribution(logits, 0.0).tolist() and len(law) == 4 and law[-3] == 1.0
+    assert sampler.chances[0].draw(law) == sampler.take(logits, 0) == 1
+    assert sum(Certain(2, 3)) == 1.0 and list(Certain(0, 2)) == [1.0, 0.0]
+    with pytest.raises(IndexError):
+        law[4]
 
 
 @pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (0.25, 3), (1 - 2**-53, 3)])

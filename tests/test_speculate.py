@@ -18,7 +18,7 @@ from tinykron import speculate as module
 from tinykron.continuation import Continuations
 from tinykron.errors import TinykronError
 from tinykron.partial import PartialPass
-from tinykron.sampling import Sampler, distribution
+from tinykron.sampling import Certain, Sampler, distribution
 from tinykron.speculate import Window, checked, fastest_draft, predicted_speedup, residual, speculate
 
 Law = dict[tuple[int, ...], Any]  # of each text, its probability
@@ -282,6 +282,8 @@ def test_equal_laws_accept_every_draft_and_leave_a_law_to_draw_from():
     assert residual(p_V, p_V).tolist() == p_V.tolist()
     assert residual(p_V, np.array([0.75, 0.25])).tolist() == [0.0, 1.0]
     assert residual(p_V, p_V * (1 + 1e-16)).tolist() == p_V.tolist()  # nothing is left by rounding alone
+    for q_V in (np.array([1.0, 0.0]), Certain(0, 2)):
+        assert list(residual(Certain(1, 2), q_V)) == [0.0, 1.0]  # greedy: what is not drafted right is put right
     laws = [p_V] * 3
     for branch in (0, 1):  # acceptance has one outcome: the path takes a branch in the last draw alone
         assert checked([1, 0], laws, np.array(laws), lambda law: law, Path([0, 0, branch])) == [1, 0, branch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,19 @@ def draw(probabilities_V: np.ndarray, generator: np.random.Generator) -> int:
     return int(np.searchsorted(reached_V, generator.random() * reached_V[-1], side="right"))
 
 
+class Certain(Sequence[float]):
+    """A law (V,) with all on one token: greedy decoding's. It is not written out, for a vocabulary is long."""
+
+    def __init__(self, token: int, size: int) -> None:
+        self.token, self.size = token, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        return float(range(self.size)[index] == self.token)  # an index out of range raises IndexError
+
+
 class Sampler:
     """How each row of a generation takes its next token: from a law, with a random stream of its own, (seed, row).
 
@@ -65,8 +79,10 @@ class Sampler:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.chances = [Chance(np.random.default_rng((seed, row))) for row in range(rows)]
 
-    def law(self, logits_V: np.ndarray) -> np.ndarray:
+    def law(self, logits_V: np.ndarray) -> np.ndarray | Certain:
         """Return the probabilities (V,) of the next token."""
+        if self.temperature == 0:
+            return Certain(int(_finite(logits_V).argmax()), len(logits_V))
         return distribution(_finite(logits_V), self.temperature, self.top_k, self.top_p)
 
     def take(self, logits_V: np.ndarray, row: int) -> int:
@@ -88,9 +104,9 @@ class Chance:
     def __init__(self, generator: np.random.Generator) -> None:
         self.generator = generator
 
-    def draw(self, law_V: np.ndarray) -> int:
+    def draw(self, law_V: np.ndarray | Certain) -> int:
         """Return a token drawn from a law."""
-        return draw(law_V, self.generator)
+        return law_V.token if isinstance(law_V, Certain) else draw(law_V, self.generator)
 
     def happens(self, probability: Any) -> bool:
         """Decide something of a given probability."""

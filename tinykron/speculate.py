@@ -20,7 +20,7 @@ from tinykron.continuation import Continuations
 from tinykron.errors import TinykronError
 from tinykron.exits import confidence
 from tinykron.models.transformer import check_exit
-from tinykron.sampling import whole
+from tinykron.sampling import Certain, whole
 from tinykron.shortlist import Shortlist
 
 FIRST_WINDOW = 4  # tokens drafted in the first round, where their number adapts
@@ -71,7 +71,7 @@ def speculate(
     draft: Side,
     draft_depth: int,
     window: Window,
-    law: Callable[[np.ndarray], np.ndarray],
+    law: Callable[[np.ndarray], Any],
     chances: Sequence[Any],
     early: Mapping[int, Any] | None = None,
     sureness: Callable[[np.ndarray], Any] = confidence,
@@ -98,7 +98,7 @@ def speculate(
         if separate and count:
             draft.feed(texts.last_BT(longest - draft.length))
         drafted_BN = np.zeros((rows, count), dtype=np.int64)
-        draft_laws: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        draft_laws: list[list[Any]] = [[] for _ in range(rows)]
         for place in range(count):
             drafting = [row for row, limit in limits.items() if place < limit]
             leaving = _sure_logits(draft, draft_depth, early or {}, sureness, drafting, shortlist)
@@ -147,9 +147,9 @@ def _sure_logits(
 
 def checked(
     drafted: Sequence[int],
-    draft_laws: Sequence[np.ndarray],
+    draft_laws: Sequence[Any],
     logits_NV: np.ndarray,
-    law: Callable[[np.ndarray], np.ndarray],
+    law: Callable[[np.ndarray], Any],
     chance: Any,
 ) -> list[int]:
     """Return the drafted tokens that are accepted, and one more token: their joint law is the target's.
@@ -169,8 +169,10 @@ def acceptance(p: Any, q: Any) -> Any:
     return 1 if p >= q else p / q
 
 
-def residual(p_V: np.ndarray, q_V: np.ndarray) -> np.ndarray:
-    """Return the law of what p has over q; p itself where rounding leaves nothing."""
+def residual(p_V: Any, q_V: Any) -> Any:
+    """Return the law of what p has over q; p itself where rounding leaves nothing, or p leaves nothing to chance."""
+    if isinstance(p_V, Certain):
+        return p_V
     over_V = np.maximum(p_V - q_V, 0)
     total = over_V.sum()
     return over_V / total if total > 0 else p_V

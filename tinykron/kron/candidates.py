@@ -8,7 +8,7 @@ can, is also the better fit, whatever the number of terms.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -48,8 +48,8 @@ class Candidates:
         """Return the options whose estimates are off by a factor, as far as no other beats them then."""
         loss = np.where(self.estimated, np.minimum(1.0, ratio * self.loss), self.loss)
         kept = undominated(self.parameters, self.flops, loss)
-        columns = (self.shapes, self.terms, self.parameters, self.flops, loss, self.estimated)
-        return Candidates(self.dense, *(column[kept] for column in columns), self.low_rank)
+        names = ("shapes", "terms", "parameters", "flops", "estimated")
+        return replace(self, loss=loss[kept], **{name: getattr(self, name)[kept] for name in names})
 
 
 def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_rows: bool = False) -> Candidates:

@@ -92,7 +92,7 @@ def plan(
                 result.fits[name] = fit
             progress.advance(1, name)
     result.notes, result.value_bytes = budgets.notes(result, outcome), value_bytes
-    return measured(result, next(iter(matrices.values())).weight.device)
+    return measured(result, matrices)
 
 
 def _matrices(model: Module, names: Iterable[str] | None) -> dict[str, Linear | Embedding]:
@@ -306,8 +306,11 @@ def _settled(
     return replace(choice, energy=fit.energy, loss=loss, bounds=bounds, low_rank=low_rank, reason=reason), fit
 
 
-def measured(plan: KronPlan, device: str) -> KronPlan:
-    """Return the plan with the microseconds that each product takes here, by tokens: [factors, dense matrix]."""
+def measured(plan: KronPlan, matrices: dict[str, Linear | Embedding]) -> KronPlan:
+    """Return the plan with the microseconds that each product takes here, by tokens: [factors, dense matrix].
+
+    matrices  by name: the dense ones, which are timed as they are stored
+    """
     known: dict[Any, dict[str, list[float]]] = {}
     result = KronPlan(plan)
     result.fits, result.notes, result.value_bytes = plan.fits, plan.notes, plan.value_bytes
@@ -316,16 +319,17 @@ def measured(plan: KronPlan, device: str) -> KronPlan:
             continue
         key = choice.dense, choice.shape, choice.terms
         if key not in known:
-            known[key] = {str(tokens): _microseconds(choice, tokens, device) for tokens in TIMED}
+            known[key] = {str(tokens): _microseconds(choice, tokens, matrices[name]) for tokens in TIMED}
         result[name] = replace(choice, microseconds=known[key])
     return result
 
 
-def _microseconds(choice: Choice, tokens: int, device: str) -> list[float]:
+def _microseconds(choice: Choice, tokens: int, module: Linear | Embedding) -> list[float]:
     """Return the least time of a few products of each kind: with the factors, with the dense matrix."""
-    xp = get(device).xp
-    (rows, columns), (m, n), (p, q) = choice.dense, choice.shape, choice.other
-    x, w = (xp.full(shape, 0.5, dtype=np.float32) for shape in ((tokens, columns), (columns, rows)))
+    xp, weight = get(module.weight.device).xp, module.weight.data
+    w = weight if isinstance(module, Linear) else weight.T
+    (m, n), (p, q) = choice.shape, choice.other
+    x = xp.full((tokens, choice.dense[1]), 0.5, dtype=np.float32)
     a, b = (xp.full((choice.terms, *shape), 0.5, dtype=np.float32) for shape in ((m, n), (p, q)))
     times = []
     for product in (lambda: apply(a, b, x), lambda: x @ w):
