@@ -67,9 +67,8 @@ def plan(
     found = {}
     with Progress("decomposing", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
-            w, covariance, output = problem(module, name, calibration)
-            try:
-                found[name] = candidates(w, covariance, output, own_rows=isinstance(module, Embedding))
+            try:  # what `problem` returns is kept by no name here: a metric may take more memory than all else
+                found[name] = candidates(*problem(module, name, calibration), own_rows=isinstance(module, Embedding))
             except TinykronError as error:
                 raise type(error)(f"{name}: {error}") from error
             progress.advance(1, name)
