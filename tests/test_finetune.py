@@ -225,7 +225,8 @@ def test_a_metric_that_is_not_defined_is_null(base, capsys, tmp_path):
 
 
 BAD_INPUT = {
-    "an unknown task": (["eval", "{base}/model", "--task", "glue/sst"], "task: found 'glue/sst'"),
+    "an unknown task": (["eval", "{base}/model", "--task", "glue/sst"], "similarity/sts, qa/closed-book"),
+    "an unknown task to learn": (["finetune", "{base}/model", "--task", "glue", "--out", "{base}/x"], "lm/text, lm/w"),
     "a task without files": (["eval", "{base}/made", "--task", "glue/sst2"], "--data"),
     "a model without the head": (["eval", "{base}/model", "--task", "glue/sst2", "--data", "{base}/task"], "fine-tune"),
     "answers to no task": (["eval", "{base}/model", "--predict", "{base}/x"], "--predict: expected a --task"),

@@ -51,7 +51,7 @@ def evaluate(options: argparse.Namespace, folder: Path) -> int:
         return _evaluate_questions(options, folder)
     if options.stride is not None or options.limit is not None:
         raise TinykronError("--stride and --limit are for texts; a --task takes whole examples")
-    task = tasks.find(options.task)
+    task = tasks.find(options.task, (wikitext.NAME, similarity.NAME, closed_book.NAME))
     model = checkpoint.load(folder)
     if options.predict:
         files = tasks.answer_files(model, task, options.data, options.context)
@@ -125,7 +125,7 @@ def finetune(options: argparse.Namespace, folder: Path) -> int:
 
     if options.task in text_finetune.NAMES:
         return _finetune_text(options, folder)
-    task = tasks.find(options.task)
+    task = tasks.find(options.task, text_finetune.NAMES)
     lrs, settings = preset(options.preset or ("bert" if options.model else "tiny"), task)
     names = ("epochs", "batch", "accumulate", "context", "patience", "class_weights", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
