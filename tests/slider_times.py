@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.test_lessons_browser import CHROMIUM, FLAGS, page_at, picture_texts, playwright, served
-from tinykron import kit, lessons
+from tinykron import lessons
 
 PRESSES = 5
 PATIENCE = 20_000  # milliseconds
@@ -30,26 +30,16 @@ WATCH = """() => {
 }"""
 
 
-def solved(source: Path, folder: Path) -> None:
-    """Write a lesson with its solutions in place into a learner's folder."""
-    text = source.read_text(encoding="utf-8")
-    copy = folder / source.name
-    copy.write_text(text, encoding="utf-8")
-    for one in lessons.run(copy).values():
-        if isinstance(one, kit.Help):
-            text = lessons.put(text, one.name, one.solution + "\n")
-    copy.write_text(text, encoding="utf-8")
-
-
-def times(page) -> dict[str, list[float]]:
-    """Return, by the slider's place and label, milliseconds from key press to picture."""
+def times(page) -> list[list[float]]:
+    """Return, for each slider, milliseconds from key press to picture; none where no picture answered."""
     page.locator("figure").first.wait_for()
     page.get_by_text(re.compile("^Done[.,]")).last.wait_for()
     page.wait_for_timeout(1000)
-    found: dict[str, list[float]] = {}
+    found: list[list[float]] = []
     sliders = page.locator("[role=slider]")
     for number in range(sliders.count()):
         slider = sliders.nth(number)
+        found.append([])
         for press in range(PRESSES):
             before = picture_texts(page)
             slider.focus()
@@ -61,7 +51,7 @@ def times(page) -> dict[str, list[float]]:
                 page.wait_for_function("window.answered !== null", timeout=PATIENCE)
             except playwright.TimeoutError:
                 break
-            found.setdefault(str(number), []).append(page.evaluate("window.answered"))
+            found[-1].append(page.evaluate("window.answered"))
             page.wait_for_timeout(700 if picture_texts(page) != before else 300)  # the rest of the page follows
     return found
 
@@ -74,11 +64,13 @@ def main(numbers: list[int]) -> None:
         for lesson in every:
             folder = Path(tempfile.mkdtemp(prefix="tinykron-lessons-", dir=Path.home()))
             try:
-                solved(lesson.source, folder)
+                lessons.write_solved(lesson.source, folder / lesson.source.name)
                 with served(lesson.number, folder) as address, page_at(browser, address) as page:
-                    for slider, taken in times(page).items():
-                        line = f"lesson {lesson.number}, slider {slider}: median {median(taken):.0f} ms"
-                        print(f"{line}, longest {max(taken):.0f} ms of {len(taken)}", flush=True)
+                    for slider, taken in enumerate(times(page)):
+                        said = f"no picture answered within {PATIENCE // 1000} s"
+                        if taken:
+                            said = f"median {median(taken):.0f} ms, longest {max(taken):.0f} ms of {len(taken)}"
+                        print(f"lesson {lesson.number}, slider {slider}: {said}", flush=True)
             finally:
                 shutil.rmtree(folder)
         browser.close()

@@ -15,6 +15,7 @@ from tests.test_thresholds import lists, prompts
 from tests.test_thresholds import teacher as teacher  # a fixture
 from tinykron import bench_exits, cli_serve, shortlist, thresholds
 from tinykron.data import shipped_folder
+from tinykron.errors import TinykronError
 from tinykron.generate import Trace
 
 TEXT = ["--prompt", "the list", "--max-new-tokens", "8"]
@@ -119,6 +120,21 @@ def test_auto_drafts_nothing_where_nothing_helps(capsys, monkeypatch, sorted_fol
     code, out, err = call(capsys, "generate", sorted_folder, *TEXT, "--speculate", "auto", "--json")
     assert code == 0 and "no exit is predicted to help" in err
     assert "drafts" not in json.loads(out)
+
+
+def test_the_bench_takes_numbers_of_prompts_and_shortlists(capsys, sorted_folder, tmp_path, monkeypatch):
+    asked = {}
+
+    def measure(folder, exits, lengths, source, prompts, **options):
+        asked.update(options, exits=exits, prompts=prompts)
+        raise TinykronError("enough")
+
+    monkeypatch.setattr(bench_exits, "bench_exits", measure)
+    code, _, err = call(capsys, "bench", "exits", sorted_folder, "--prompts", "24", "--shortlist", "9,20")
+    assert code == 2 and "enough" in err
+    assert asked["prompts"] == 24 and list(asked["shortlists"]) == [9, 20]
+    call(capsys, "bench", "exits", sorted_folder)
+    assert asked["prompts"] == 4 and asked["shortlists"] is None
 
 
 def test_what_happened_is_said(capsys, sorted_folder):

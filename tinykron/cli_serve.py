@@ -25,6 +25,7 @@ def bench_options(bench: argparse.ArgumentParser) -> None:
     """Add what `bench exits` takes beside a model."""
     bench.add_argument("--exits", metavar="2,4,6", help="exits: to measure (default: those trained, else three)")
     bench.add_argument("--drafts", metavar="1,2,4", help="exits: tokens drafted a round (default 1,2,4,6)")
+    bench.add_argument("--prompts", type=int, default=4, metavar="N", help="exits: to continue (default 4)")
     bench.add_argument("--shortlist", metavar="512,2048", help="exits: numbers of frequent tokens that drafts may know")
     bench.add_argument("--data", metavar="TEXT", help="exits: to take prompts from and measure losses on")
     bench.add_argument("--out", metavar="DIR", help="exits: folder for the table, its JSON and a heat map")
@@ -40,6 +41,7 @@ def bench_exits(options: argparse.Namespace, folder: Path) -> int:
         numbers("--exits", options.exits) if options.exits else None,
         numbers("--drafts", options.drafts) if options.drafts else None,
         options.data,
+        options.prompts,
         threads=options.threads,
         repeats=options.repeats,
         shortlists=numbers("--shortlist", options.shortlist) if options.shortlist else None,

@@ -98,7 +98,7 @@ def drift(
     """
     reference = model if reference is None else reference
     depths = check_exits(None, exits, len(model.blocks))
-    listed_V = np.arange(model.config.vocab_size) if shortlist is None else shortlist
+    listed_K = np.arange(model.config.vocab_size) if shortlist is None else shortlist
     kl_EN, cosine_EN, agree_EN = np.zeros((3, len(depths), length))
     _some(prompts)
     for prompt in prompts:
@@ -114,7 +114,7 @@ def drift(
                 kl_EN[number] += (np.exp(whole_NV) * (whole_NV - exit_NV)).sum(axis=-1)
                 lengths_N = np.linalg.norm(state_ND, axis=-1) * np.linalg.norm(own_ND, axis=-1)
                 cosine_EN[number] += (state_ND * own_ND).sum(axis=-1) / np.maximum(lengths_N, 1e-30)
-                chosen_N = listed_V[exit_NV[:, listed_V].argmax(axis=-1)]
+                chosen_N = listed_K[exit_NV[:, listed_K].argmax(axis=-1)]
                 agree_EN[number] += chosen_N == whole_NV.argmax(axis=-1)
     return Drift(depths, *(sums_EN / len(prompts) for sums_EN in (kl_EN, cosine_EN, agree_EN)))
 

@@ -63,11 +63,7 @@ def page(source: Path, title: str) -> str:
     cells = list(cells_of(text))
     with tempfile.TemporaryDirectory() as place, lessons.headless():
         solved = Path(place) / source.name
-        solved.write_text(text, encoding="utf-8")
-        helps = [value for value in lessons.run(solved).values() if isinstance(value, kit.Help)]
-        for help_ in helps:
-            text = lessons.put(text, help_.name, help_.solution + "\n")
-        solved.write_text(text, encoding="utf-8")
+        lessons.write_solved(source, solved)
         module = lessons.load(solved)
         outputs, defined = module.app.run()
         if not defined.get("lesson_done"):

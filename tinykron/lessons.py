@@ -216,6 +216,18 @@ def run(path: Path) -> dict[str, Any]:
         return dict(load(path).app.run()[1])
 
 
+def write_solved(source: Path, copy: Path) -> None:
+    """Write a lesson with its own solutions in place."""
+    from tinykron.kit import Help
+
+    text = source.read_text(encoding="utf-8")
+    copy.write_text(text, encoding="utf-8")
+    for value in run(copy).values():
+        if isinstance(value, Help):
+            text = put(text, value.name, value.solution + "\n")
+    copy.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def headless() -> Iterator[None]:
     """Open every gate for a block."""
