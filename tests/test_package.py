@@ -22,7 +22,7 @@ MODULES = {
 
 # Reading order: a file imports from those above it. A package's __init__ stands for its parts, behind the last of them.
 ORDER = """
-errors backend tensor shapes ops fused attention gradcheck nn progress
+errors files backend tensor shapes ops fused attention gradcheck nn progress
 kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
 kron.plan kron.budget kron.candidates kron.compress kron.nested kron.planner kron.presets kron.__init__

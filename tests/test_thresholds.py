@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -180,6 +181,53 @@ def test_a_folder_that_lists_no_exits_needs_some_named(folder):
     lists(folder, None)
     with pytest.raises(TinykronError, match="expected some below 4 blocks, .*config.json lists none"):
         calibrate_folder(folder, prompts(60))
+
+
+LEVELS = (0.9, 0.5, 0.1)
+
+
+def interrupted(folder, monkeypatch, after: int, count: int = 60) -> list[float]:
+    """Calibrate until so many levels have been asked, then press Ctrl-C; return the levels."""
+    asked: list[float] = []
+
+    def stopping(*given, **options):
+        ask = changes(*given, **options)
+
+        def failed(levels):
+            if len(asked) == after:
+                raise KeyboardInterrupt
+            asked.append(levels[1])
+            return ask(levels)
+
+        return failed
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(thresholds, "changes", stopping)
+        calibrate_folder(folder, prompts(count), 0.2, 0.1, tokens=4, levels=LEVELS)
+    return asked
+
+
+def test_an_interrupted_calibration_goes_on_where_it_was(folder, monkeypatch):
+    assert interrupted(folder, monkeypatch, after=2) == [0.9, 0.5] and (folder / thresholds.UNFINISHED).exists()
+    assert interrupted(folder, monkeypatch, after=9) == [0.1]  # the others are known
+    assert not (folder / thresholds.UNFINISHED).exists()
+    resumed = (folder / "exits.json").read_text()
+    calibrate_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=LEVELS)
+    assert (folder / "exits.json").read_text() == resumed
+
+
+@pytest.mark.parametrize("other", ["prompts", "weights", "damage"])
+def test_what_was_found_for_something_else_does_not_count(folder, monkeypatch, other):
+    assert interrupted(folder, monkeypatch, after=1) == [0.9]
+    if other == "weights":
+        model, kept = tk.load(folder), (folder / thresholds.UNFINISHED).read_text()
+        model.embedding.weight.data[0, 0] += 1.0
+        shutil.rmtree(folder)
+        tk.save(model, folder)
+        (folder / thresholds.UNFINISHED).write_text(kept)
+    elif other == "damage":
+        (folder / thresholds.UNFINISHED).write_text('{"asked": ')
+    assert interrupted(folder, monkeypatch, after=9, count=59 if other == "prompts" else 60)[0] == 0.9
 
 
 def test_a_failed_calibration_leaves_an_earlier_promise(folder):

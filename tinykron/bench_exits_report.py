@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinykron import files
 from tinykron.bench import Spread
 from tinykron.bench_exits import Report
 
@@ -129,13 +130,8 @@ def write(report: Report, folder: str | Path) -> None:
     """Write bench-exits.txt, .json and .png into a folder, which is made where it is missing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"txt": render(report), "json": json.dumps(as_dict(report), indent=2)}
-    for kind in ("txt", "json", "png"):
-        partial, final = (folder / f"{start}bench-exits.{kind}" for start in (".partial-", ""))
-        if kind in texts:
-            partial.write_text(texts[kind] + "\n", encoding="utf-8")
-        elif report.drafts:
-            plot(report, partial)
-        else:
-            continue
-        os.replace(partial, final)
+    files.write(folder / "bench-exits.txt", render(report) + "\n")
+    files.write(folder / "bench-exits.json", json.dumps(as_dict(report), indent=2) + "\n")
+    if report.drafts:
+        plot(report, folder / ".bench-exits.png.partial")
+        os.replace(folder / ".bench-exits.png.partial", folder / "bench-exits.png")

@@ -5,6 +5,7 @@ The names and layouts are Hugging Face's; each model family brings a table of th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -265,6 +266,15 @@ def save(model: Any, folder: str | os.PathLike[str], dtype: str = "float32") -> 
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def digest(model: Any) -> str:
+    """Return what tells a model's weights from others: a hash of their names and bytes, in hexadecimal."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, array in model.state_dict().items():
+        found.update(name.encode())
+        found.update(to_host(array).tobytes())
+    return found.hexdigest()
 
 
 def _config(model: Any, dtype: str) -> dict[str, Any]:

@@ -320,8 +320,12 @@ def calibrate(options: argparse.Namespace, folder: Path) -> int:
     given = _settings(options.calibrate)
     named = options.exits and options.out is None  # else they were trained just now, and the folder names them
     exits = numbers("--exits", options.exits) if named else None
-    with _told_of_exits():
-        found, promise = thresholds.calibrate_folder(folder, options.prompts, exits=exits, **given)
+    try:
+        with _told_of_exits():
+            found, promise = thresholds.calibrate_folder(folder, options.prompts, exits=exits, **given)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on at the threshold where it was", file=sys.stderr)
+        return 130
     if options.json:
         print(json.dumps(asdict(found) | {"promise": promise and asdict(promise)}, indent=2))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, data, kron
+from tinykron import checkpoint, data, files, kron
 from tinykron.errors import CheckpointError, DataError, TinykronError
 from tinykron.evaluate import held_out_perplexity
 from tinykron.kron.budget import amount
@@ -167,7 +166,7 @@ def compress(
     say("factorising")
     small = kron.factorise(teacher, plan, seen)
     checkpoint.save(small, out, dtype=dtype)
-    _write(Path(out) / "plan.json", plan.to_json())
+    files.write(Path(out) / "plan.json", plan.to_json() + "\n")
     saved = checkpoint.load(out)  # what a user will load: its factors are rounded to the file's dtype
     if merge is not None:
         checkpoint.save(kron.merge(saved), merge)  # in float32: the products of rounded factors need all its digits
@@ -227,12 +226,6 @@ def dry_run(
 
 def _file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _promises(budget: Budget, outcome: Outcome, value_bytes: int) -> dict[str, bool]:

@@ -7,14 +7,13 @@ costs and loses is measured, and saved beside the model.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinykron import checkpoint, data, kron
+from tinykron import checkpoint, data, files, kron
 from tinykron.compress import VALUE_BYTES, batches
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.front import Front, Measured, alone, elastic_front, markdown, plot, write
@@ -171,10 +170,9 @@ def train_grid(
     after = elastic_front(checkpoint.load(made), held_out, grid, size, title="measuring the grid after")
     found = Trained(str(out), settings, before, after, beside)
     write(after, made)
-    (made / "elastic.md").write_text(report(found, folder, source), encoding="utf-8")
+    files.write(made / "elastic.md", report(found, folder, source))
     plot(after, made / "elastic.png", beside)
-    os.replace(made, out)
-    shutil.rmtree(partial, ignore_errors=True)
+    files.finish(made, out, partial)
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, tasks
-from tinykron.backend import to_host
+from tinykron import checkpoint, files, tasks
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.features import Batch, logits_of, predict
 from tinykron.hub import resolve
@@ -143,7 +140,7 @@ def finetune(
                 replace(settings, lr=lr, seed=seed),
                 loss,
                 score,
-                inputs=_digest(student),
+                inputs=checkpoint.digest(student).encode(),
                 folder=progress / name,
                 title=f"{task.name}, {name}",
             )
@@ -160,14 +157,8 @@ def finetune(
     checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
     saved = tasks.evaluate(checkpoint.load(result), task, folder, settings.context)  # rounded as it is
     found = FineTuned(runs, chosen, saved)
-    try:
-        (result / "README.md").write_text(
-            _card(out.name, Path(model).name, len(examples), settings, found), encoding="utf-8"
-        )
-        os.replace(result, out)
-        shutil.rmtree(progress)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}") from error
+    files.write(result / "README.md", _card(out.name, Path(model).name, len(examples), settings, found))
+    files.finish(result, out, progress)
     return found
 
 
@@ -181,14 +172,6 @@ def _chosen(runs: Sequence[Run]) -> Run:
     means = {lr: float(np.mean([value for (of, _), value in values.items() if of == lr])) for lr, _ in values}
     best = max(means, key=lambda lr: means[lr])
     return max((run for run in runs if run.lr == best), key=lambda run: values[run.lr, run.seed])
-
-
-def _digest(model: Module) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(to_host(array).tobytes())
-    return digest.digest()
 
 
 def summary(runs: Sequence[Run]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import data, exit_analysis
+from tinykron import data, exit_analysis, files
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.grid import Point, by_pass
 from tinykron.info import flops_per_token
@@ -149,10 +148,7 @@ def _measured(view: Any, point: Point, loss: float, value_bytes: int) -> Measure
 
 def write(front: Front, folder: str | Path) -> None:
     """Save the front into a model's folder, in place of one that is there."""
-    path = Path(folder) / FILE
-    partial = path.with_name(f".{FILE}.{os.getpid()}.partial")
-    partial.write_text(front.to_json(), encoding="utf-8")
-    os.replace(partial, path)
+    files.write(Path(folder) / FILE, front.to_json())
 
 
 def read(folder: str | Path) -> Front:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tinykron import kit, lessons
+from tinykron import files, kit, lessons
 from tinykron.errors import TinykronError
 from tinykron.lesson_page import INDEX, PAGE
 from tinykron.progress import Progress
@@ -49,11 +49,11 @@ def export(folder: str | Path, numbers: list[int] | None = None) -> list[Path]:
     with Progress("lessons", total=len(every), unit="pages") as progress:
         for lesson in every:
             path = folder / f"{lesson.source.stem}.html"
-            lessons.write(path, page(lesson.source, lesson.title))
+            files.write(path, page(lesson.source, lesson.title))
             written.append(path)
             progress.advance(1, lesson.source.stem)
     index = folder / "index.html"
-    lessons.write(index, INDEX.replace("LESSONS", "\n".join(links)))
+    files.write(index, INDEX.replace("LESSONS", "\n".join(links)))
     return [index, *written]
 
 

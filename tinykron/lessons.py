@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinykron import files
 from tinykron.data import shipped_folder
 from tinykron.errors import TinykronError
 
@@ -108,10 +109,10 @@ def begin(lesson: Lesson, folder: Path) -> tuple[Path, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("pyproject.toml", SETTINGS), ("lessons.css", STYLE)):
         if not (folder / name).exists():
-            write(folder / name, text)
+            files.write(folder / name, text)
     copy = lesson.copy_in(folder)
     if not copy.exists():
-        write(copy, lesson.source.read_text(encoding="utf-8"))
+        files.write(copy, lesson.source.read_text(encoding="utf-8"))
         return copy, [f"lesson {lesson.number} is yours to write in: {copy}"]
     said = [f"your lesson {lesson.number}: {copy}"]
     if _version(copy.read_text(encoding="utf-8")) < lesson.version:
@@ -135,7 +136,7 @@ def reset(lesson: Lesson, folder: Path, keep_answers: bool = False) -> list[str]
     carried: list[str] = []
     if keep_answers:
         text, carried = carry(mine, text)
-    write(copy, text)
+    files.write(copy, text)
     said = [f"your lesson {lesson.number} is new: {copy}", f"what was there: {kept}"]
     return said + ([f"with your {', '.join(carried)}"] if carried else [])
 
@@ -165,13 +166,6 @@ def _functions(text: str) -> dict[str, str]:
         if isinstance(node, ast.FunctionDef) and any("app.function" in ast.unparse(d) for d in node.decorator_list):
             found[node.name] = "".join(rows[node.decorator_list[-1].end_lineno : node.end_lineno])
     return found
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file under another name first, so that none is left half-written."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 # Checks in the terminal ---------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shlex
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, data
+from tinykron import checkpoint, data, files
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import masked_perplexity, perplexity
 from tinykron.masking import END, MASK, SPECIAL, START, Masking, train_wordpiece
@@ -172,12 +171,8 @@ def train(
         *(f"| {path.name} | {path.stat().st_size:,} | `{_sha256(path)}` |" for path in sorted(result.iterdir())),
         "",
     ]
-    try:
-        (result / "README.md").write_text("\n".join(card), encoding="utf-8")
-        os.replace(result, out)
-        shutil.rmtree(progress)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}") from error
+    files.write(result / "README.md", "\n".join(card))
+    files.finish(result, out, progress)
     return history
 
 

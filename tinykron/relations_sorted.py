@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import data, exit_analysis
+from tinykron import data, exit_analysis, files
 from tinykron.exits import SortedLoss, depth_weights, equal_weights
 from tinykron.relations import (
     Answer,
@@ -250,8 +250,8 @@ def reproduce(
     study = Study(scale, folder)
     answers = run(relations, study, scale.seeds, folder, asdict(scale), say)
     title, command = "tinykron reproduce sorted-llama", f"tinykron reproduce sorted-llama{' --quick' * quick}"
-    (folder / "report.md").write_text(markdown(title, answers, how(scale), command), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(as_dict(answers), indent=2) + "\n", encoding="utf-8")
+    files.write(folder / "report.md", markdown(title, answers, how(scale), command))
+    files.write(folder / "report.json", json.dumps(as_dict(answers), indent=2) + "\n")
     model, prompts = study.soft(0), study.prompts(0)
     exit_analysis.plot(
         exit_analysis.drift(model, prompts, study.inner, scale.new_tokens),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinykron import files
 from tinykron.kron.plan import KronPlan
 from tinykron.kron.svd import gaussian_energy
 from tinykron.measurement import Measurement
@@ -250,8 +251,8 @@ def plot_losses(courses: Mapping[str, History], path: str | Path) -> None:
 def write(report: Report, folder: str | Path) -> None:
     """Write report.md, report.json, report.png and losses.png into a folder."""
     folder = Path(folder)
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    (folder / "report.json").write_text(as_json(report), encoding="utf-8")
+    files.write(folder / "report.md", markdown(report))
+    files.write(folder / "report.json", as_json(report))
     plot(report, folder / "report.png")
     if report.courses:
         plot_losses(report.courses, folder / "losses.png")

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tinykron import checkpoint, compress, data, kron
+from tinykron import checkpoint, compress, data, files, kron
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.compress import dense_shapes
@@ -296,7 +296,7 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
 def write(rows: Sequence[Row], scale: Scale, folder: str | Path) -> None:
     """Write fit.md, fit.json and fit.png."""
     folder = Path(folder)
-    (folder / "fit.md").write_text(markdown(rows, scale), encoding="utf-8")
+    files.write(folder / "fit.md", markdown(rows, scale))
     content = {"scale": asdict(scale), "rows": [asdict(row) for row in rows], "verdicts": verdicts(rows)}
-    (folder / "fit.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files.write(folder / "fit.json", json.dumps(content, indent=2) + "\n")
     plot(rows, folder / "fit.png")

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from tinykron import relations_kngpt2, relations_kroneckerbert
+from tinykron import files, relations_kngpt2, relations_kroneckerbert
 from tinykron.kron_study import Scale, Study
 from tinykron.relations import Answer, Relation, as_dict, chosen, markdown, run
 from tinykron.relations_kron import TIMES
@@ -66,8 +66,8 @@ def reproduce(
     command = f"tinykron reproduce {name}{' --quick' * quick}"
     drawn = plot(answers, scale, folder / "budgets.png")
     said = how(scale, paper.losses, quick) + ("\n\n![perplexity by budget](budgets.png)" if drawn else "")
-    (folder / "report.md").write_text(markdown(f"tinykron reproduce {name}", answers, said, command), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(as_dict(answers), indent=2) + "\n", encoding="utf-8")
+    files.write(folder / "report.md", markdown(f"tinykron reproduce {name}", answers, said, command))
+    files.write(folder / "report.json", json.dumps(as_dict(answers), indent=2) + "\n")
     return answers
 
 

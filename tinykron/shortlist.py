@@ -10,13 +10,12 @@ Letters: B batch, T positions, K tokens of the list, V vocabulary, D model width
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinykron import fused
+from tinykron import files, fused
 from tinykron.backend import to_host
 from tinykron.errors import CheckpointError, DataError
 from tinykron.nn import Module
@@ -58,13 +57,7 @@ class Shortlist:
 
 def write(tokens: np.ndarray, folder: str | Path) -> None:
     """Keep a list in a checkpoint's folder."""
-    path = Path(folder) / FILE
-    partial = path.with_name(f".partial-{FILE}")
-    try:
-        partial.write_text(json.dumps([int(token) for token in tokens]) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    files.write(Path(folder) / FILE, json.dumps([int(token) for token in tokens]) + "\n")
 
 
 def read(folder: str | Path, count: int | None = None) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tomllib
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinykron import checkpoint, data, exit_analysis, kron, recipes, shortlist
+from tinykron import checkpoint, data, exit_analysis, files, kron, recipes, shortlist
 from tinykron.closed_book import exact_matches
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import bounded_exp
@@ -290,12 +289,8 @@ def sort(
         measure(name, models)
     counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
     found = Sorted(str(out), settings, material.said, counted, losses, right)
-    try:
-        (result / "README.md").write_text(_card(out.name, folder.name, found), encoding="utf-8")
-        os.replace(result, out)
-        shutil.rmtree(run.folder)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}") from error
+    files.write(result / "README.md", _card(out.name, folder.name, found))
+    files.finish(result, out, run.folder)
     return found
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinykron import checkpoint, data, wikitext
+from tinykron import checkpoint, data, files, wikitext
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import held_out_perplexity
 from tinykron.hub import resolve
@@ -92,14 +91,10 @@ def finetune_text(
     checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
     after = held_out_perplexity(checkpoint.load(result), held_out_tokens, context, masking)  # rounded as it is
     found = TextTuned(task, before, after, steps, len(tokens), len(held_out_tokens), context)
-    try:
-        card = [f"# {out.name}", "", f"{Path(model).name}, fine-tuned by tinykron.", "", f"- settings: {settings}"]
-        card += [*(f"- {line}" for line in render(found).splitlines()), ""]
-        (result / "README.md").write_text("\n".join(card), encoding="utf-8")
-        os.replace(result, out)
-        shutil.rmtree(progress)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}") from error
+    card = [f"# {out.name}", "", f"{Path(model).name}, fine-tuned by tinykron.", "", f"- settings: {settings}"]
+    card += [*(f"- {line}" for line in render(found).splitlines()), ""]
+    files.write(result / "README.md", "\n".join(card))
+    files.finish(result, out, progress)
     return found
 
 

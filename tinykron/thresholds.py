@@ -5,8 +5,8 @@ Letters: B batch, T positions, P prompts.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint
+from tinykron import checkpoint, files
 from tinykron.data import IGNORED
 from tinykron.errors import CheckpointError, DataError, TinykronError, UntrainedExitWarning
 from tinykron.exits import Calibration, calibrate, check_prompts, ladder, losses_by_confidence, prompts_needed
@@ -24,6 +24,7 @@ from tinykron.models.transformer import check_exits
 from tinykron.progress import Progress
 
 FILE = "exits.json"
+UNFINISHED = ".calibrating.json"  # what an interrupted calibration has found
 LEVELS = (0.999, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # chosen before any prompt is seen
 KEYS = ("prompt", "instruction", "question", "text")  # of a JSON line: the first that is there
 AT_ONCE = 16  # prompts
@@ -83,6 +84,7 @@ def calibrate_folder(
     levels   thresholds to try, the same for all exits, from the highest to the lowest
     Returns what was tested, and the promise, None if there is none. Raises TinykronError, before the model runs, for
     too few prompts (and says how many are needed), exits out of range, and prompts that do not fit the context.
+    Interrupted, it goes on at the level where it was when it is called again with the same model and prompts.
     Learn-then-Test: see `exits.calibrate`.
     """
     folder = Path(folder)
@@ -100,14 +102,21 @@ def calibrate_folder(
         raise TinykronError(f"tokens: found {tokens}, expected {limit}")
     ids = _encoded(model, texts, tokens if bound is None else 0)
     ask = changes(model, ids, tokens, AT_ONCE, skipped=skipped) if bound is None else _losses_above(model, ids, bound)
+    asked = {"model": checkpoint.digest(model), "prompts": ids, "exits": depths, "bound": bound, "tokens": tokens}
+    known = Known(folder, asked | {"skipped": skipped})
     with Progress("calibrating", len(levels) * len(ids), "prompts") as progress:
 
         def fails(thresholds: dict[int, float]) -> np.ndarray:
-            failed_P = ask(thresholds)
-            progress.advance(len(ids), f"at {thresholds[depths[0]]:g}, {failed_P.sum()} fail")
+            level = thresholds[depths[0]]
+            failed_P = known.failed(level, len(ids))
+            if failed_P is None:
+                failed_P = ask(thresholds)
+                known.add(level, failed_P)
+            progress.advance(len(ids), f"at {level:g}, {failed_P.sum()} fail")
             return failed_P
 
         found = calibrate(ladder(depths, levels), fails, delta, epsilon)
+    known.forget()
     if found.chosen is None:
         return found, None
     depth = _depth(model, ids, found.chosen, tokens, skipped)
@@ -117,8 +126,37 @@ def calibrate_folder(
     )
     criterion, length = ("text", tokens) if bound is None else ("loss", None)
     promise = Promise(found.chosen, delta, epsilon, len(ids), criterion, bound, length, skipped, depth, tested)
-    _write(promise, folder)
+    files.write(folder / FILE, json.dumps(asdict(promise), indent=2) + "\n")
     return found, promise
+
+
+class Known:
+    """Which prompts failed at the levels tried so far, kept in the folder: an interrupted calibration goes on there."""
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+        """asked: all that the failures depend on but the level; what was found for anything else does not count."""
+        self.path = folder / UNFINISHED
+        self.asked = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self.levels: dict[str, list[int]] = {}
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            self.levels = found["levels"] if found["asked"] == self.asked else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none, or damaged: it is made anew
+
+    def failed(self, level: float, prompts: int) -> np.ndarray | None:
+        """Return which of the prompts failed, (P,) booleans; None where the level was not tried yet."""
+        places = self.levels.get(f"{level:g}")
+        return None if places is None else np.isin(np.arange(prompts), places)
+
+    def add(self, level: float, failed_P: np.ndarray) -> None:
+        """Keep what a level gave."""
+        self.levels[f"{level:g}"] = np.flatnonzero(failed_P).tolist()
+        files.write(self.path, json.dumps({"asked": self.asked, "levels": self.levels}) + "\n")
+
+    def forget(self) -> None:
+        """Remove the file: nothing is left to go on with."""
+        self.path.unlink(missing_ok=True)
 
 
 def refusal(found: Calibration[dict[int, float]]) -> str:
@@ -249,14 +287,3 @@ def read(folder: str | Path) -> Promise:
         return Promise(thresholds=thresholds, tested=tuple(found.pop("tested")), **found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: expected what calibrating writes, found something else: {error}") from None
-
-
-def _write(promise: Promise, folder: Path) -> None:
-    partial = folder / f".{FILE}.{os.getpid()}.partial"
-    try:
-        partial.write_text(json.dumps(asdict(promise), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / FILE)
-    except OSError as error:
-        raise CheckpointError(f"{folder / FILE} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)

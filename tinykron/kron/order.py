@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tinykron import backend
-from tinykron.errors import TinykronError
+from tinykron import backend, files
+from tinykron.errors import CheckpointError, TinykronError
 
 Order = Literal["a_first", "b_first", "dense"]
 Plan = Literal["auto", "factors", "a_first", "b_first", "dense"]
@@ -261,11 +261,6 @@ def write(path: Path, machine: str, model: CostModel) -> None:
     except (OSError, ValueError):
         known = {}
     known = known if isinstance(known, dict) else {}
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with suppress(OSError, CheckpointError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(known | {machine: asdict(model)}, indent=2), encoding="utf-8")
-        new.replace(path)  # whole or not at all
-    except OSError:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
+        files.write(path, json.dumps(known | {machine: asdict(model)}, indent=2))
