@@ -1,9 +1,9 @@
 """tinykron: learn the compression of transformers by doing it.
 
-Read the files in this order: errors, files, backend, tensor, shapes, ops, fused, attention, gradcheck, nn; kron; models;
-safetensors_file, tokenizer, hub, checkpoint; losses, distill, exits, grid; sampling, continuation, partial, speculate,
-bitexact, generate, thresholds; optim, data, masking, evaluate, train; metrics, features, glue, squad, standins, tasks,
-task_train, finetune; info, compress, front, elastic, report, recipes, stages, reproduce, cli.
+Read the files in this order: errors, files, backend, tensor, shapes, ops, fused, attention, gradcheck, nn; kron;
+models; safetensors_file, tokenizer, hub, checkpoint; losses, distill, exits, grid; sampling, continuation, partial,
+speculate, bitexact, generate, thresholds; optim, data, masking, evaluate, train; metrics, features, glue, squad,
+standins, tasks, task_train, finetune; info, compress, front, elastic, report, recipes, stages, reproduce, cli.
 """
 
 from tinykron import data as data
