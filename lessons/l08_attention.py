@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.data import weights_folder
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -112,7 +112,8 @@ def tell_2(step_2_done):
     step_2_done
     mo.md(r"""
     A head whose weight sits on one key hardly learns: the softmax is flat there, its gradient nearly zero. The sum of
-    $K$ random products is about $\sqrt{K}$ large, so attention divides by that. Drag the width, and compare.
+    $K$ products of random numbers around 0, each about 1 in size, is about $\sqrt{K}$ large. So attention divides by
+    that. Drag the width, and compare; each step to the right doubles it.
     """)
     return
 
@@ -304,7 +305,7 @@ def ask_2(result_1):
 @app.function
 # EXERCISE 2. Scores (T, S) -> weights (T, S): zero for the future, each row adding up to 1.
 # Useful: xp.arange(n), a comparison of a column x[:, None] with a row, xp.where(condition, x,
-# y), softmax(x).
+# y), softmax(x). `xp` is NumPy, or its twin on a GPU (lesson 7); on a CPU, `np` does as well.
 def causal_weights(scores_TS):
     raise kit.Todo
 
@@ -386,9 +387,12 @@ def step_5(result_2):
     mo.md(r"""
     ## 5. Several heads, side by side
 
-    One head can look at one kind of thing. So a layer cuts its width into heads, each of which attends alone, and lays
-    their answers side by side again. Here are four heads of one block, with **your** weights; the bar compares your
-    answers with those of `tinykron/attention.py`, which does the same with all heads at once and a gradient besides.
+    One head can look at one kind of thing. A position comes as a vector $x$ of $D$ numbers; three matrices make of it a
+    query, a key and a value, $D$ numbers each. These are cut into heads of $K$ numbers, each of which attends alone;
+    their answers are laid side by side again, and a fourth matrix mixes them.
+
+    Here are four heads of one block, with **your** weights; the bar compares your answers with those of
+    `tinykron/attention.py`, which does the same with all heads at once and a gradient besides.
     """)
     return
 

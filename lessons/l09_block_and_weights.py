@@ -15,7 +15,7 @@ with app.setup(hide_code=True):
     from tinykron.data import weights_folder
     from tinykron.safetensors_file import contents
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -49,7 +49,7 @@ def step_1():
     gathered from other positions, then what an MLP made of that. After the last block, the vector is compared with
     every word of the vocabulary.
 
-    Nothing forbids to compare it earlier. Drag the depth: this little GPT-2 has read Python's documentation, and is
+    Nothing forbids comparing it earlier. Drag the depth: this little GPT-2 has read Python's documentation, and is
     asked how "If the optional argument is not given, the default value" goes on. (A `_` is a space, `⏎` a new line.)
     """)
     return
@@ -103,7 +103,7 @@ def predict_1():
         "zeros": "that would be so if a block *replaced* x. It adds to it.",
         "x, normalised": "the norm is taken of what a part reads, not of the stream itself.",
     }
-    guess_1 = kit.predict("All matrices of a GPT-2 block are zero. What does it return for x?", options_1)
+    guess_1 = kit.predict("All matrices and biases of a GPT-2 block are zero. What does it return for x?", options_1)
     guess_1
     return guess_1, options_1
 
@@ -221,7 +221,7 @@ def step_3(result_1):
     ## 3. A checkpoint is names and arrays
 
     A model's file is a dictionary: a name, a shape, numbers. Loading means to know which name is which of our
-    parameters. The families agree on little:
+    parameters. The families agree on little (and files may put the family's name before all of these):
 
     | what it is | GPT-2: `h.0.` | LLaMA: `layers.0.` | BERT: `layer.0.` |
     |---|---|---|---|
@@ -267,7 +267,7 @@ def step_4(result_1):
     ## 4. What the shape does not say
 
     A matrix that multiplies from the wrong side is usually found at once: its shape does not fit. But in attention,
-    many matrices are square.
+    many matrices are square. (In the picture after the question, the dashed line is the block with the wrong one.)
     """)
     return
 
@@ -346,14 +346,15 @@ def ask_2(step_4_done):
     Somebody wrote a loader, and one square matrix is transposed. What helps is a **reference**: the hidden states that
     a right implementation returns for the same ids. tinykron's own loaders are tested so, against transformers.
 
-    `model([ids]).hidden` is a list: `hidden[0]` is the embedding, `hidden[i + 1]` leaves block `i`.
+    `model([ids]).hidden` is a list of tensors (1, tokens, D), with their numbers in `.data`: `hidden[0]` is the
+    embedding, `hidden[i + 1]` leaves block `i`.
     """)
     return
 
 
 @app.function
-# EXERCISE 2. One of square_matrices(model) is transposed. `hidden` is what a right model
-# returns for `ids`. Return the name of that matrix. with_transposed(model, name), above,
+# EXERCISE 2. One of square_matrices(model) is transposed. `hidden` is such a list, from a
+# right model, for `ids`. Return the name of that matrix. with_transposed(model, name), above,
 # turns one round.
 def find_transposed(model, ids, hidden):
     raise kit.Todo
@@ -431,8 +432,8 @@ def step_5(result_2):
     mo.md(r"""
     ## 5. Three families, one loop
 
-    `tk.load` reads any of the three: a table of names, the sides that matrices lie on, and one loop that fills every
-    parameter exactly once. What does not fit is said all at once, before anything is changed:
+    `tk.load` reads any of the three: a table of names, which axis of a matrix is the input, and one loop that fills
+    every parameter exactly once. What does not fit is said all at once, before anything is changed:
     """)
     return
 

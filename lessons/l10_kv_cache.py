@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.data import weights_folder
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -133,7 +133,7 @@ def see_2(appended, bert, gpt2, text):
             return _model([_ids], attention_heads=True).attention_heads[-1].keys.numpy()[0, 0]
 
     _pictures, _changes = [], {}
-    for _label, _model in (("GPT-2", gpt2), ("BERT", bert)):
+    for _label, _model in (("GPT-2", gpt2), ("BERT, no mask", bert)):
         _before, _after = _keys(_model, text[:5]), _keys(_model, text[: 5 + appended.value])
         _change = abs(_after[:5] - _before).max()
         _changes[_label] = 0.0 if _change < 1e-4 else _change  # less is rounding
@@ -167,7 +167,7 @@ def softmax(x):
 # EXERCISE 1. query, key and value are those of the new position, (1, K); keys and values what
 # the cache holds, (S, K). S may be 0. Return the new position's answer (1, K), then all keys
 # and all values, (S + 1, K), as new arrays. Useful: xp.concatenate([a, b]) puts rows below
-# each other.
+# each other (`xp` is NumPy, or its twin on a GPU).
 def attend_next(query, key, value, keys, values):
     raise kit.Todo
 
@@ -265,9 +265,9 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. Return the list `ids` with `count` more ids, each the likeliest after those
+# EXERCISE 2. Return a new list: `ids`, and `count` more, each the likeliest after those
 # before it. model([new], cache=cache).logits.numpy()[0, -1] is the row of scores for what
-# comes after the ids `new`.
+# comes after all that the cache holds then, the ids `new` at its end.
 def write(model, ids, count):
     raise kit.Todo
 
@@ -382,7 +382,8 @@ def step_5(result_2):
 
     Time is bought with memory: two vectors for each position, each block, each head. With long texts the cache outgrows
     everything else, so newer models let several query heads share one key and value head: LLaMA 3 has 32 query heads
-    and 8 of keys and values. So has our little LLaMA, with 4 and 2; its cache, right, was filled and counted.
+    and 8 of keys and values (the curves: 32 blocks, heads of 128 numbers, 2 bytes a number). Our little LLaMA does the
+    same with 4 and 2; in the last picture the caches of two shipped models were filled and counted.
     """)
     return
 

@@ -12,7 +12,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import exit_analysis, kit
 
-    LESSON = 1
+    LESSON = 2
     xp = kit.array_module()
     EXITS = (2, 4, 6, 8)
 
@@ -38,7 +38,8 @@ def step_1():
     ## 1. A transformer can be read after any block
 
     Each block adds something to the same vector of width $D$. So nothing stops us from reading it early: after $n$
-    blocks, take the final norm and the head, which serve the last block too. That is `model(ids, exit=n)`.
+    blocks, take the final norm and the output head (the matrix that turns $x$ into scores of tokens), which serve the
+    last block too. That is `model(ids, exit=n)`.
 
     Choose a depth. The bars are what this depth thinks comes next; the curve is the loss of every depth on text that
     was held out. This GPT-2 was trained through its last block alone.
@@ -109,10 +110,11 @@ def step_2():
     A model that answers well after 2, 4, 6 *and* 8 blocks is four models for the price of one: you choose the depth
     when you serve it. Sorted LLaMA (Kavehzadeh et al. 2023) asks for exactly that, and no more, in its equation 1:
 
-    $$\mathcal{L} = \frac{1}{|B|}\sum_{n\in B} \mathcal{L}_n(x;\theta_n)$$
+    $$\mathcal{L} = \frac{1}{|N|}\sum_{n\in N} \mathcal{L}_n(x;\theta_n)$$
 
-    $B$ is the set of exits, $\mathcal{L}_n$ the cross-entropy of what is read after $n$ blocks. One pass through all
-    blocks gives all the exits: each is read on the way. The sets of parameters are nested, as Russian dolls are.
+    $N$ is the set of exits, $x$ the text, $\theta_n$ the parameters of the first $n$ blocks and of the head, and
+    $\mathcal{L}_n$ the cross-entropy of what is read after $n$ blocks. One pass through all blocks gives all the exits:
+    each is read on the way. The sets of parameters are nested, as Russian dolls are.
     """)
     return
 

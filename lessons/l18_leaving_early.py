@@ -12,7 +12,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1
+    LESSON = 2
     EXITS = (2, 4, 6, 8)
     LEVELS = np.linspace(1.0, 0.1, 19)  # thresholds, from careful to bold
     EPSILON = 0.05
@@ -37,7 +37,7 @@ def step_1():
     mo.md(r"""
     ## 1. Easy tokens need few blocks
 
-    After `import`, the next token may be obvious; elsewhere it is not. An exit that gives its best token a large
+    After `for i`, the next token is obvious; elsewhere it is not. An exit that gives its best token a large
     probability is *sure*. So let each token climb through the exits, and leave at the first whose largest probability
     reaches a threshold. Sorted LLaMA does just this (section 4.3), and so does `tk.generate(..., confidence=...)`.
 
@@ -102,7 +102,7 @@ def see_1(changed, leaves, level):
                 "blocks, mean": np.array(EXITS)[leaves[_at]].mean(),
                 "changed, percent": 100 * changed[_at].mean(),
             },
-            f"at threshold {level.value:g}: work, and tokens that all 8 blocks would not have said",
+            f"at threshold {level.value:g}: work, and tokens that differ from those of all 8 blocks",
         ),
     )
     return
@@ -113,16 +113,16 @@ def ask_1():
     mo.md(r"""
     ### Exercise 1: who leaves where
 
-    Three exits and the last one, say, and a column of confidences for each token. Nobody is kept: the last exit takes
-    whoever is left, sure or not.
+    A row of confidences for each exit, a column for each token. The last row is the whole model: it takes whoever is
+    left, sure or not.
     """)
     return
 
 
 @app.function
 # EXERCISE 1. `sure` is a NumPy array (exits, tokens): how sure each exit is, shallow to
-# deep. Return for each token the row of the first exit that is at least as sure as
-# `threshold`; the last row where none is.
+# deep. Return an array (tokens,): the number 0, 1, ... of the first row that is at least as
+# sure as `threshold`, of the last row where none is.
 def leaves_at(sure, threshold):
     raise kit.Todo
 
@@ -204,7 +204,8 @@ def step_2():
     ## 2. What a few prompts prove
 
     A bold threshold saves work and changes some answers. Which threshold may you use, if at most one prompt in ten may
-    come out changed? You try a threshold on 100 prompts, and count.
+    come out changed? You try a threshold on 100 prompts, and count. Call the share that you promise $\delta$, here 0.1,
+    and the risk that you take of promising falsely $\epsilon$, here 0.05.
     """)
     return
 
@@ -254,8 +255,12 @@ def see_2(seen):
             mark=seen.value,
         ),
         kit.bars(
-            {"p-value": _chance[: seen.value + 1].sum(), "epsilon": EPSILON},
-            "so few by luck: the orange line's sum",
+            {
+                "in truth one in ten": _chance.sum(),
+                "so many or fewer": _chance[: seen.value + 1].sum(),
+                "epsilon": EPSILON,
+            },
+            "sums of the two curves; the second is the p-value",
         ),
     )
     return
@@ -267,9 +272,10 @@ def ask_2(step_2_done):
     mo.md(r"""
     ## 3. The p-value
 
-    Suppose the promise is false, as slightly as can be: the true share is exactly $\delta$. How likely is a count as
-    small as the one you saw, or smaller? If that is less than $\epsilon$, luck is a poor excuse, and you may promise.
-    The probability of exactly $k$ changed ones among $n$ is $\binom{n}{k}\,\delta^k (1-\delta)^{n-k}$.
+    Take the border: the true share is exactly $\delta$. How likely is a count as small as the one you saw, or smaller?
+    Any larger share makes it less likely still. So if this, the **p-value**, is at most $\epsilon$, luck is a poor
+    excuse, and you may promise. The probability of exactly $k$ changed ones among $n$ is
+    $\binom{n}{k}\,\delta^k (1-\delta)^{n-k}$.
 
     ### Exercise 2: the exact binomial tail
     """)
@@ -278,8 +284,8 @@ def ask_2(step_2_done):
 
 @app.function
 # EXERCISE 2. Return the probability of at most `count` changed prompts among `prompts`, if
-# each changes with probability `delta`. `comb(n, k)` of the standard library is the
-# binomial coefficient.
+# each changes with probability `delta`. `comb(n, k)`, imported from the standard library, is
+# the binomial coefficient.
 def p_value(count, prompts, delta):
     raise kit.Todo
 
@@ -348,7 +354,7 @@ def step_4(step_2_done):
     Many thresholds, many tests: one of them may pass by luck. There is a cheap way out (Angelopoulos et al. 2021; for
     early exits CALM, Schuster et al. 2022). Fix an order *before* looking, from careful to bold. Test in that order,
     and **stop at the first that fails**. To use a bad threshold, luck would have to fool you at the first bad one; that
-    is one test, and it has probability $\epsilon$.
+    is one test, and luck passes it with probability $\epsilon$ at most.
 
     This is `tk.exits.calibrate`. Draw other prompts, or promise something else, and watch where it stops.
     """)

@@ -16,7 +16,7 @@ with app.setup(hide_code=True):
     from tinykron import exit_analysis, kit
     from tinykron.speculate import acceptance, residual
 
-    LESSON = 1
+    LESSON = 2
     EXITS = (2, 4, 6, 8)
     PROMPT = "The import statement"
     LENGTH = 6 if kit.fast() else 24
@@ -263,9 +263,10 @@ def step_2():
     mo.md(r"""
     ## 2. When tokens are drawn
 
-    With a temperature no token is *the* right one: the model has a law $p$ over tokens, the draft a law $q$, and the
-    draft *drew* a token $x$ from $q$. If $q$ likes $x$ more than $p$ does, it comes too often; so it is kept only with
-    probability $\min(1, p(x)/q(x))$. Refused, another token must be drawn in its place.
+    With a temperature tokens are drawn, and none is *the* right one: the model has a **law** $p$, a probability for
+    each token, the draft a law $q$, and the draft *drew* a token $x$ from $q$. If $q$ likes $x$ more than $p$ does, it
+    comes too often; so it is kept only with probability $\min(1, p(x)/q(x))$. Refused, another token must be drawn in
+    its place.
     """)
     return
 
@@ -273,12 +274,12 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "tokens that the draft likes come too often": """they were kept as often as p allows already; every further
-            draw of them from p is too much.""",
+        "tokens that the draft likes better come too often": """they were kept as often as p allows already; every
+            further draw of them from p is too much.""",
         "nothing is wrong: p is the model's law": """it would be, if nothing had been kept before. But the kept ones
             count too, and they are not spread like p.""",
-        "tokens that the draft likes come too rarely": """they have had their share among the kept ones, all that p
-            allows. The second draw only adds.""",
+        "tokens that the draft likes better come too rarely": """they have had their share among the kept ones, all
+            that p allows. The second draw only adds.""",
     }
     guess_2 = kit.predict("Suppose that in place of a refused token we draw from p. What is wrong?", options_2)
     guess_2
@@ -420,9 +421,10 @@ def step_3(step_2_done):
     ## 3. What it is worth
 
     If each drafted token is accepted with probability $a$, a round of $k$ drafts writes
-    $1 + a + a^2 + \dots + a^k$ tokens on average. It takes $k$ steps through the $e$ blocks of the draft, then one
-    through all the blocks. On a machine that waits for weights, one token or five in a step make little difference, so
-    count steps: a round costs $k\,e + 8$ blocks in a row; without drafts, each token costs 8.
+    $1 + a + a^2 + \dots + a^k$ tokens on average. It takes $k$ steps through the $e$ blocks of the draft, then a check:
+    the last token still has to go through those $e$, and all of them through the rest. A small step spends its time
+    fetching weights from memory, so that one token or five in it make little difference. So count steps: a round costs
+    $k\,e + 8$ blocks in a row; without drafts, each token costs 8. The bars below are the $a$ of the curves, measured.
     """)
     return
 

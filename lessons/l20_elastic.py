@@ -16,7 +16,7 @@ with app.setup(hide_code=True):
     from tinykron import exit_analysis, kit
     from tinykron.kron import nested
 
-    LESSON = 1
+    LESSON = 2
     EXITS = (2, 4, 6, 8)
     TERMS = (1, 2, 4, 8)
     POINTS = [(exit, terms) for exit in EXITS for terms in TERMS]
@@ -47,8 +47,8 @@ def step_1():
     them share their numbers.
 
     Below stand a matrix of the shipped GPT-2 and the first terms of its nearest sum of 8. Cutting a sum is a slice,
-    and `tk.kron.first_terms(model, 2)` is that slice in every matrix. Gradients pass through it, so that all cuts can
-    be trained at once.
+    and `tk.kron.first_terms(model, 2)` is that slice in every matrix. Gradients pass through it, so that one training
+    serves all cuts.
     """)
     return
 
@@ -76,8 +76,8 @@ def see_kept(eight, kept, matrix):
         kit.heat(_dense, f"its first {kept.value} of 8 terms", top=_top),
         kit.bars(
             {
-                "what is left out": 100 * float(((matrix - _dense) ** 2).sum() / (matrix**2).sum()) ** 0.5,
-                "numbers kept": 100 * _cut.parameters / matrix.size,
+                "error, of its norm": 100 * float(((matrix - _dense) ** 2).sum() / (matrix**2).sum()) ** 0.5,
+                "numbers, of its count": 100 * _cut.parameters / matrix.size,
             },
             "percent of the matrix",
             width=270,
@@ -89,11 +89,11 @@ def see_kept(eight, kept, matrix):
 @app.cell(hide_code=True)
 def predict_1():
     options_1 = {
-        "about as many: 16 terms of a block each": """2 x 8 = 8 x 2. The deep one has a few more biases and norms.
+        "about as many": """2 x 8 = 8 x 2: sixteen terms in either. The deep one has a few more biases and norms.
             Which of the two is the better model is another question: look at the table below.""",
-        "the deep one needs four times as many": """it has four times the blocks, but each holds a quarter of the
+        "8 blocks of 2 terms: four times as many": """it has four times the blocks, but each holds a quarter of the
             terms.""",
-        "the wide one needs four times as many": """it has four times the terms in a block, but a quarter of the
+        "2 blocks of 8 terms: four times as many": """it has four times the terms in a block, but a quarter of the
             blocks.""",
     }
     guess_1 = kit.predict("2 blocks of 8 terms, or 8 blocks of 2 terms: which needs more numbers?", options_1)
@@ -116,7 +116,8 @@ def tell_1(step_1_done):
     for some seconds: in each step a number of terms is drawn, as SortedNet does, and all the exits are read.
 
     The table holds the loss of each point on held-out text: a row for each exit (2, 4, 6, 8 blocks), a column for each
-    number of terms (1, 2, 4, 8). Go back in time to see what the cut alone gives, and walk over the grid.
+    number of terms (1, 2, 4, 8). Go back in time to see what the cut alone gives, and walk over the grid. With few
+    terms more blocks can be worse: each adds its error.
     """)
     return
 
@@ -165,7 +166,7 @@ def train_1(step_1_done):
 @app.cell(hide_code=True)
 def slide_exit(step_1_done):
     step_1_done
-    row = mo.ui.slider(1, 4, value=1, label="exit: row", show_value=True)
+    row = mo.ui.slider(steps=list(EXITS), value=2, label="blocks", show_value=True)
     row
     return (row,)
 
@@ -173,7 +174,7 @@ def slide_exit(step_1_done):
 @app.cell(hide_code=True)
 def slide_terms(step_1_done):
     step_1_done
-    column = mo.ui.slider(1, 4, value=4, label="terms: column", show_value=True)
+    column = mo.ui.slider(steps=list(TERMS), value=8, label="terms", show_value=True)
     column
     return (column,)
 
@@ -181,25 +182,25 @@ def slide_terms(step_1_done):
 @app.cell(hide_code=True)
 def slide_time(step_1_done):
     step_1_done
-    moment = mo.ui.slider(0, 2, value=2, label="training: none, half, all", show_value=True)
+    moment = mo.ui.slider(steps=[0, 50, 100], value=100, label="percent of the training", show_value=True)
     moment
     return (moment,)
 
 
 @app.cell(hide_code=True)
 def see_1(column, costs, dense_loss, grids, moment, row):
-    _place = row.value - 1, column.value - 1
-    _exit, _terms = EXITS[_place[0]], TERMS[_place[1]]
+    _exit, _terms = row.value, column.value
+    _place, _grid = (EXITS.index(_exit), TERMS.index(_terms)), grids[moment.value // 50]
     kit.row(
-        kit.table(grids[moment.value], "held-out loss: exits by terms", lit=_place),
+        kit.table(_grid, "held-out loss: exits by terms", lit=_place),
         kit.bars(
-            {"this point": grids[moment.value][_place], "dense, 8 blocks": dense_loss},
+            {"this point": _grid[_place], "dense, 8 blocks": dense_loss},
             f"{_exit} blocks, {_terms} terms: loss, nats",
             width=270,
         ),
         kit.bars(
             {"this point": costs[POINTS.index((_exit, _terms))], "dense, 8 blocks": 100.0},
-            "numbers stored, percent",
+            "numbers stored, embeddings and all, percent",
             width=270,
         ),
     )
@@ -214,7 +215,9 @@ def step_2(step_1_done):
 
     A point is **dominated** if another one costs no more *and* loses no more, and is better in one of the two. Nobody
     would choose it. What remains is the **Pareto front** (Pareto 1906): on it, less loss has a price. In the picture
-    each curve is one exit, its terms growing from left to right; the front runs over them, along the lowest points.
+    each curve is one exit, its terms growing from left to right; the front, wide and pale, runs along the lowest
+    points. (Exits of the dense model, lesson 17's, are not drawn. They lose no more for what they store; terms add the
+    sizes below and between them.)
     """)
     return
 
@@ -248,6 +251,7 @@ def front_picture(costs, losses, dot=None):
         x=x,
         x_label="percent",
         y_label="nats a token",
+        band="front",
         size=(420, 250),
     )
 
@@ -440,10 +444,8 @@ def write_3(chosen, model):
     _exit, _terms = POINTS[chosen]
     _start = model.tokenizer.encode("The import statement").ids
     _new = tk.generate(tk.kron.first_terms(model, _terms), _start, 4 if kit.fast() else 24, exit=_exit, stop=())[0]
-    _text = escape(model.tokenizer.decode(_new.tolist()))
-    mo.md(
-        f'What {_exit} blocks of {_terms} terms write: <pre style="white-space:pre-wrap;font-size:.9em">{_text}</pre>'
-    )
+    _text = f'<pre style="white-space:pre-wrap;font-size:.9em">{escape(model.tokenizer.decode(_new.tolist()))}</pre>'
+    mo.md(f"What {_exit} blocks of {_terms} terms write: {_text}")
     return
 
 

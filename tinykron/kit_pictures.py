@@ -154,6 +154,7 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
     mark: float | None = None,
+    band: str = "",
     size: tuple[int, int] = (340, 200),
 ) -> str:
     """Draw curves over one axis.
@@ -161,6 +162,7 @@ def lines(
     series  name -> values (n,)
     x       where they are (n,); default 0, 1, 2, ...
     mark    a place on the x axis for a vertical line: where a slider stands
+    band    a name in `series`: drawn wide and pale, so that a curve that lies on it stays in sight
     log_x, log_y  logarithmic axes; what is not positive is drawn at the lower edge
     """
     width, height = size
@@ -190,8 +192,8 @@ def lines(
         return left + across * (right - left), bottom - up * (bottom - top)
 
     body = [f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="currentColor" stroke-opacity=".5"/>']
-    body += [_text(left - 4, top + 9, f"{high:.3g}", "end"), _text(left - 4, bottom, f"{low:.3g}", "end")]
-    body += [_text(left, bottom + 13, f"{first:.3g}"), _text(right, bottom + 13, f"{last:.3g}", "end")]
+    body += [_text(left - 4, top + 9, _figure(high), "end"), _text(left - 4, bottom, _figure(low), "end")]
+    body += [_text(left, bottom + 13, _figure(first)), _text(right, bottom + 13, _figure(last), "end")]
     body.append(_text((left + right) / 2, bottom + 13, x_label, "middle"))
     if y_label:
         middle = (top + bottom) / 2
@@ -204,11 +206,17 @@ def lines(
         colour = COLOURS[number % len(COLOURS)]
         keep = np.isfinite(values)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*at(places[keep], values[keep]), strict=True))
-        body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        line = 'stroke-width="9" stroke-opacity=".35"' if name == band else 'stroke-width="2"'
+        body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" {line}/>')
         level, start = next((level, at) for level, row in enumerate(legend) for at, key in row if key == name)
         body.append(_text(start, bottom + 29 + 14 * level, name, colour=colour))
     says = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items()]
     return _svg(width, height, f"{title}: {'; '.join(says)}", "".join(body), escape(title))
+
+
+def _figure(number: float) -> str:
+    """Write a number on an axis: whole ones in full, others to three digits."""
+    return f"{number:.0f}" if number == round(number) and abs(number) < 1e6 else f"{number:.3g}"
 
 
 def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
