@@ -378,7 +378,7 @@ def check_2(step_2_done):
         _cases,
         tolerance=1e-6,
         mistakes=[
-            ("Drawn from p, tokens that the draft likes come too often.", lambda _p, _q: _p),
+            ("Drawn from p, tokens that the draft likes better come too often.", lambda _p, _q: _p),
             (
                 "That does not add up to 1: divide by its sum.",
                 lambda _p, _q: np.maximum(_p - _q, 0),

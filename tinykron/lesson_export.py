@@ -147,6 +147,8 @@ def _values(widget: Any) -> list[Any]:
         return [] if kit.SEE in options else options
     if not hasattr(widget, "start"):
         return []
+    if widget.steps:
+        return list(widget.steps)
     step = widget.step or (1 if isinstance(widget.start, int) else (widget.stop - widget.start) / (VALUES - 1))
     count = round((widget.stop - widget.start) / step) + 1
     places = sorted({round(i * (count - 1) / (min(count, VALUES) - 1)) for i in range(min(count, VALUES))} | {0})
