@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-marimo = pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
+pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
 
 from tinykron import lesson_export, lessons
 from tinykron.errors import TinykronError
@@ -81,8 +81,8 @@ def test_a_slider_has_a_frame_for_each_of_its_values(pages):
 
 
 def test_a_slider_with_steps_of_its_own_offers_these_alone():
-    assert lesson_export._values(marimo.ui.slider(steps=[1, 2, 4, 64], value=4)) == [1, 2, 4, 64]
-    assert lesson_export._values(marimo.ui.slider(1, 4, value=2)) == [1, 2, 3, 4]
+    assert lesson_export._values(lesson_export.kit.mo.ui.slider(steps=[1, 2, 4, 64], value=4)) == [1, 2, 4, 64]
+    assert lesson_export._values(lesson_export.kit.mo.ui.slider(1, 4, value=2)) == [1, 2, 3, 4]
 
 
 def test_a_lesson_whose_solutions_are_wrong_is_refused(tmp_path):
