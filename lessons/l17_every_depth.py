@@ -345,7 +345,8 @@ def step_4(step_2_done):
     et al. 2023), the parent of the idea, draws a few exits at random in each step, and runs no deeper than it must.
 
     That is allowed if the *expected* loss is the same: then the gradient is right on average, and many steps take the
-    noise out. If an exit is drawn as often as its weight says, what must its loss be multiplied by?
+    noise out. Let each exit have a weight $w_n$; in equation 1 all are $1/|N|$. If an exit is drawn as often as its
+    weight says, what must its loss be multiplied by?
 
     ### Exercise 2: an estimate without bias
 

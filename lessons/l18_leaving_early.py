@@ -248,19 +248,16 @@ def see_2(seen):
     _chance = np.array([comb(100, _k) * 0.1**_k * 0.9 ** (100 - _k) for _k in _counts.tolist()])
     kit.row(
         kit.lines(
-            {"in truth one in ten": _chance, "so many or fewer": np.where(_counts <= seen.value, _chance, np.nan)},
+            {"so many or fewer": np.where(_counts <= seen.value, _chance, np.nan), "in truth one in ten": _chance},
             "how likely each count of 100 is, if a threshold changes one prompt in ten",
             x=_counts,
             x_label="changed prompts",
             mark=seen.value,
+            band="so many or fewer",
         ),
         kit.bars(
-            {
-                "in truth one in ten": _chance.sum(),
-                "so many or fewer": _chance[: seen.value + 1].sum(),
-                "epsilon": EPSILON,
-            },
-            "sums of the two curves; the second is the p-value",
+            {"p-value": _chance[: seen.value + 1].sum(), "epsilon": EPSILON},
+            "so few by luck: the sum along the pale band",
         ),
     )
     return

@@ -216,8 +216,8 @@ def step_2(step_1_done):
     A point is **dominated** if another one costs no more *and* loses no more, and is better in one of the two. Nobody
     would choose it. What remains is the **Pareto front** (Pareto 1906): on it, less loss has a price. In the picture
     each curve is one exit, its terms growing from left to right; the front, wide and pale, runs along the lowest
-    points. (Exits of the dense model, lesson 17's, are not drawn. They lose no more for what they store; terms add the
-    sizes below and between them.)
+    points. (Not drawn: the exits of the dense model. Trained as in lesson 17, they lose a little less than these points
+    where both have the size; after so short a training, terms pay below the smallest of them.)
     """)
     return
 

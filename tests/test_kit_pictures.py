@@ -127,3 +127,18 @@ def test_a_long_legend_takes_more_rows_and_stays_inside():
     height = int(re.search(r'height="(\d+)"', drawn)[1])
     places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>a rather', drawn)
     assert len({y for _, y in places}) == 4 and all(float(y) < height for _, y in places)
+
+
+def test_a_band_is_wide_and_pale_and_the_other_curves_are_not():
+    picture = pictures.lines({"front": [1, 2, 3], "exit": [1, 2, 3]}, "losses", band="front")
+    assert re.findall(r'stroke-width="(\d)"(?: stroke-opacity="([.\d]+)")?/', picture) == [("9", ".35"), ("2", "")]
+    with pytest.raises(ShapeError, match="losses.*no curve 'none' to draw wide, expected one of front"):
+        pictures.lines({"front": [1, 2]}, "losses", band="none")
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(32768.0, "32768"), (0.0, "0"), (0.12345, "0.123"), (1e6, "1e+06"), (float("nan"), "nan"), (float("inf"), "inf")],
+)
+def test_an_axis_writes_whole_numbers_in_full(number, written):
+    assert pictures._figure(number) == written

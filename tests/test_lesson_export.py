@@ -81,8 +81,12 @@ def test_a_slider_has_a_frame_for_each_of_its_values(pages):
 
 
 def test_a_slider_with_steps_of_its_own_offers_these_alone():
-    assert lesson_export._values(lesson_export.kit.mo.ui.slider(steps=[1, 2, 4, 64], value=4)) == [1, 2, 4, 64]
-    assert lesson_export._values(lesson_export.kit.mo.ui.slider(1, 4, value=2)) == [1, 2, 3, 4]
+    slider = lesson_export.kit.mo.ui.slider
+    assert lesson_export._values(slider(steps=[1, 2, 4, 64], value=4)) == [1, 2, 4, 64]
+    assert lesson_export._values(slider(1, 4, value=2)) == [1, 2, 3, 4]
+    squares = [number**2 for number in range(40)]
+    some = lesson_export._values(slider(steps=squares, value=9))
+    assert len(some) == lesson_export.VALUES and {0, 9, 39**2} <= {*some} <= {*squares}
 
 
 def test_a_lesson_whose_solutions_are_wrong_is_refused(tmp_path):

@@ -216,6 +216,25 @@ def test_an_interrupted_calibration_goes_on_where_it_was(folder, monkeypatch):
     assert (folder / "exits.json").read_text() == resumed
 
 
+def test_what_is_known_stays_until_the_promise_is_written(folder, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(thresholds, "_depth", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=LEVELS)
+    assert interrupted(folder, monkeypatch, after=9) == [] and (folder / "exits.json").exists()
+
+
+def test_levels_that_are_close_are_not_taken_for_each_other(folder):
+    known = thresholds.Known(folder, {})
+    known.add(0.9999999, np.array([True, False]))
+    again = thresholds.Known(folder, {})
+    assert again.failed(0.9999999, 2).tolist() == [True, False] and again.failed(1.0, 2) is None
+    assert thresholds.Known(folder, {"prompts": 1}).failed(0.9999999, 2) is None
+
+
 @pytest.mark.parametrize("other", ["prompts", "weights", "damage"])
 def test_what_was_found_for_something_else_does_not_count(folder, monkeypatch, other):
     assert interrupted(folder, monkeypatch, after=1) == [0.9]

@@ -179,6 +179,10 @@ def lines(
     lengths = {len(values) for values in curves.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ShapeError(f"picture {title!r}: expected curves of one length, found {sorted(lengths)}")
+    if band and band not in curves:
+        raise ShapeError(
+            f"picture {title!r}: found no curve {band!r} to draw wide, expected one of {', '.join(curves)}"
+        )
     places = np.arange(lengths.pop()) if x is None else host(x).astype(float).reshape(-1)
     shown = np.concatenate([values[np.isfinite(values) & ((values > 0) | (not log_y))] for values in curves.values()])
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
@@ -216,7 +220,7 @@ def lines(
 
 def _figure(number: float) -> str:
     """Write a number on an axis: whole ones in full, others to three digits."""
-    return f"{number:.0f}" if number == round(number) and abs(number) < 1e6 else f"{number:.3g}"
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e6 else f"{number:.3g}"
 
 
 def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:

@@ -147,12 +147,10 @@ def _values(widget: Any) -> list[Any]:
         return [] if kit.SEE in options else options
     if not hasattr(widget, "start"):
         return []
-    if widget.steps:
-        return list(widget.steps)
     step = widget.step or (1 if isinstance(widget.start, int) else (widget.stop - widget.start) / (VALUES - 1))
-    count = round((widget.stop - widget.start) / step) + 1
-    places = sorted({round(i * (count - 1) / (min(count, VALUES) - 1)) for i in range(min(count, VALUES))} | {0})
-    values = [widget.start + step * place for place in places]
+    every = widget.steps or [widget.start + step * i for i in range(round((widget.stop - widget.start) / step) + 1)]
+    last, shown = len(every) - 1, min(len(every), VALUES)
+    values = [every[place] for place in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
     nearest = min(range(len(values)), key=lambda i: abs(values[i] - widget.value))
     values[nearest] = widget.value  # the lesson's own first value is among them
     return [round(value, 10) for value in values]

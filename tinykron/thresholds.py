@@ -9,6 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def calibrate_folder(
             return failed_P
 
         found = calibrate(ladder(depths, levels), fails, delta, epsilon)
-    known.forget()
     if found.chosen is None:
+        known.forget()
         return found, None
     depth = _depth(model, ids, found.chosen, tokens, skipped)
     tested = tuple(
@@ -127,6 +128,7 @@ def calibrate_folder(
     criterion, length = ("text", tokens) if bound is None else ("loss", None)
     promise = Promise(found.chosen, delta, epsilon, len(ids), criterion, bound, length, skipped, depth, tested)
     files.write(folder / FILE, json.dumps(asdict(promise), indent=2) + "\n")
+    known.forget()
     return found, promise
 
 
@@ -138,20 +140,20 @@ class Known:
         self.path = folder / UNFINISHED
         self.asked = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()
         self.levels: dict[str, list[int]] = {}
-        try:
+        with suppress(
+            OSError, ValueError, KeyError, TypeError
+        ):  # where there is none, or a damaged one, it is made anew
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            self.levels = found["levels"] if found["asked"] == self.asked else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or damaged: it is made anew
+            self.levels = dict(found["levels"]) if found["asked"] == self.asked else {}
 
     def failed(self, level: float, prompts: int) -> np.ndarray | None:
         """Return which of the prompts failed, (P,) booleans; None where the level was not tried yet."""
-        places = self.levels.get(f"{level:g}")
+        places = self.levels.get(repr(level))
         return None if places is None else np.isin(np.arange(prompts), places)
 
     def add(self, level: float, failed_P: np.ndarray) -> None:
         """Keep what a level gave."""
-        self.levels[f"{level:g}"] = np.flatnonzero(failed_P).tolist()
+        self.levels[repr(level)] = np.flatnonzero(failed_P).tolist()
         files.write(self.path, json.dumps({"asked": self.asked, "levels": self.levels}) + "\n")
 
     def forget(self) -> None:
