@@ -9,7 +9,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1
+    LESSON = 2
 
 
 @app.cell(hide_code=True)
@@ -29,7 +29,7 @@ def title():
 @app.cell(hide_code=True)
 def step_1():
     mo.md(r"""
-    ## 1. A number used twice gets two contributions
+    ## 1. A number used several times gets several contributions
 
     In $y = a\,x + x^2$ the number $x$ is used three times: once in the product with $a$, twice in the square. Raise
     $x$, and every use moves $y$. The slope is the **sum over all uses**.
@@ -72,8 +72,8 @@ def step_2():
     ## 2. A node must wait
 
     In $u = e^x,\; y = u \cdot \tanh(u)$ the number $u$ goes two ways, which meet again. Going backward, $u$ gets one
-    contribution from the product directly, and one through the tanh. If it hands on what it has before both came, the
-    rest is lost.
+    contribution from the product directly, and one through the tanh: its gradient is the sum of both, and only that
+    may be handed on to $x$.
     """)
     return
 
@@ -81,7 +81,8 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "product, tanh, exp": "exp is last: the product and the tanh, which use its result, have sent what they owe.",
+        "product, tanh, exp": """exp is last: the product and the tanh, which use its result, have sent what they owe.
+            Had it handed on what it had before both came, the rest would be lost.""",
         "product, exp, tanh": "exp would hand on what the product sent, before the tanh sent its part.",
         "exp, tanh, product": "that is the order of the forward pass. Backward begins at the result.",
     }
@@ -100,7 +101,7 @@ def reveal_2(guess_2, options_2):
 @app.cell(hide_code=True)
 def slide_2(step_2_done):
     step_2_done
-    moment = mo.ui.slider(0, 3, value=3, label="steps of the backward walk", show_value=True)
+    moment = mo.ui.slider(0, 3, value=0, label="steps of the backward walk", show_value=True)
     moment
     return (moment,)
 
@@ -137,9 +138,10 @@ def step_3(step_2_done):
 
     A graph is a dictionary here: `inputs[node]` lists what a node was computed from. A leaf has an empty list.
 
-    ### Exercise 1: put every node behind all that use it
+    ### Exercise 1: list every node later than all that use it
 
-    Many orders are right; yours is judged, not compared. Long chains come up in practice: a function that calls itself
+    Count, for each node, the uses that are still to come: where none is left, it is the node's turn. Many orders are
+    right; yours is judged, not compared. Long chains come up in practice: a function that calls itself
     for every node will not survive them.
     """)
     return
@@ -147,8 +149,8 @@ def step_3(step_2_done):
 
 @app.function
 # EXERCISE 1. Return the list of all nodes that `root` was computed from, directly or not, and
-# `root` itself: each once, and behind every node that uses it. The last case is a chain of
-# 5000 nodes.
+# `root` itself: each once, and later in the list than every node that uses it. The last case
+# is a chain of 5000 nodes.
 def backward_order(inputs, root):
     raise kit.Todo
 
@@ -156,7 +158,7 @@ def backward_order(inputs, root):
 @app.cell(hide_code=True)
 def check_1(step_2_done):
     step_2_done
-    _fine = "every node behind all that use it"
+    _fine = "every node later than all that use it"
 
     def _judge(_order, _inputs, _root):
         _order = list(_order)
@@ -343,9 +345,9 @@ def step_5(result_2):
     mo.md(r"""
     ## 5. Why not simply follow every path?
 
-    The check above did: it added up all paths. In a row of diamonds, $u_{k+1} = u_k + \tanh(u_k)$, each diamond doubles
-    the paths. The walk visits each edge once. The real engine does what you wrote: read `Tensor.backward` and
-    `_count_consumers` in `tinykron/tensor.py`.
+    The check of exercise 2 finds its right answers so: it adds up all paths. In a row of diamonds, $u_{k+1} = u_k +
+    \tanh(u_k)$, each diamond doubles the paths. The walk visits each edge once. The real engine does what you wrote:
+    read `Tensor.backward` and `_count_consumers` in `tinykron/tensor.py`.
     """)
     return
 
@@ -360,11 +362,10 @@ def slide_5(result_2):
 
 @app.cell(hide_code=True)
 def see_5(diamonds):
-    _start = tk.Tensor(0.01, requires_grad=True)
-    _u = _start
+    _u = tk.Tensor(0.01, requires_grad=True)
     for _ in range(diamonds.value):
         _u = _u + _u.tanh()
-    _u.backward()
+    _edges = len(kit.tape(_u, {})[1])
     _counts = range(1, 61)
     kit.row(
         kit.lines(
@@ -375,7 +376,7 @@ def see_5(diamonds):
             log_y=True,
             mark=diamonds.value,
         ),
-        kit.bars({"x.grad": _start.grad}, "tinykron's answer for so many diamonds"),
+        kit.bars({"paths": 2.0**diamonds.value, "edges": _edges}, "of so many diamonds, on tinykron's own tape"),
     )
     return
 

@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -37,10 +37,11 @@ def step_1():
     ## 1. An array is many variables
 
     A loss is one number. An array $x$ of six numbers is six variables, so the loss has six derivatives, one beside
-    each number: `x.grad` has the shape of `x`, always. Entry $(i, j)$ answers one question: *how fast does the loss
+    each number: `x.grad` has the shape of `x`. Entry $(i, j)$ answers one question: *how fast does the loss
     rise if I raise $x_{ij}$ alone?*
 
-    Move the slider to choose an entry of $x$. It is raised by a small step, by hand, and the loss is computed again.
+    Move the slider to choose an entry of $x$, counted row by row. It is raised by 0.01, by hand, and the loss is
+    computed again. The two numbers on the right agree the better, the smaller the step (lesson 5 chooses it).
     """)
     return
 
@@ -54,7 +55,7 @@ def loss_of(values):
 
 @app.cell(hide_code=True)
 def slide_1():
-    entry = mo.ui.slider(0, 5, value=2, label="which entry of x", show_value=True)
+    entry = mo.ui.slider(0, 5, value=2, label="which entry of x, from 0 to 5", show_value=True)
     entry
     return (entry,)
 
@@ -70,7 +71,7 @@ def see_1(entry):
     _raised[_place] += _step
     _after = loss_of(_raised)[1]
     _rise = {
-        "loss rose by, per step": (_after.item() - _before.item()) / _step,
+        "rise of the loss / step": (_after.item() - _before.item()) / _step,
         "x.grad says": _x.grad[_place],
     }
     kit.row(
@@ -95,11 +96,14 @@ def step_2():
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "(3,)": "`b` has three numbers, so there are three derivatives, however often each was used.",
-        "(4, 3)": "that is the shape of the sum `x + b`. But `b` does not have twelve numbers to take a step with.",
-        "(1, 3)": "close, but a step is `b - rate * b.grad`: that must have the shape of `b`, and `b` has one axis.",
+        "4, 4, 4": "`b` has three numbers, and each takes part in four sums: raise one of them, and four entries rise.",
+        "1, 1, 1": "that is what one row sends back. There are four, and each uses `b`.",
+        "twelve ones": "that is the shape of `x + b`. But `b` has three numbers to take a step with, not twelve.",
     }
-    guess_2 = kit.predict("`x` is `(4, 3)` and `b` is `(3,)`. What shape has `b.grad`?", options_2)
+    guess_2 = kit.predict(
+        "`x` is `(4, 3)`, `b` is `(3,)`, and the loss is the sum of all entries of `x + b`. What is `b.grad`?",
+        options_2,
+    )
     guess_2
     return guess_2, options_2
 
@@ -120,7 +124,8 @@ def step_3(step_2_done):
     The gradient arrives in the shape of the *result*, `(n, 3)`. Lesson 2 said: a variable that is used many times gets
     the sum of what its uses send back. So the engine sums away every axis that the broadcast made.
 
-    The numbers in the middle are the gradient that arrives at the sum; on the right is what each variable keeps.
+    Behind `b` come the gradient that arrives at the sum, and what each variable keeps of it. Add rows to `x`, one by
+    one: each adds to `b.grad` what it sends back.
     """)
     return
 
@@ -138,8 +143,9 @@ def see_3(rows):
     _draws = np.random.default_rng(1)
     _x, _b, _arriving = (
         tk.Tensor(_draws.normal(size=_shape).astype(np.float32), requires_grad=True)
-        for _shape in ((rows.value, 3), (3,), (rows.value, 3))
+        for _shape in ((8, 3), (3,), (8, 3))
     )
+    _x, _arriving = (tk.Tensor(_all.numpy()[: rows.value], requires_grad=True) for _all in (_x, _arriving))
     (_x + _b).backward(_arriving.detach())
     _top = 4.0
     kit.row(
@@ -249,7 +255,7 @@ def step_4(result_1):
     ## 4. The engine undoes broadcasts once, for every op
 
     `tinykron/tensor.py` calls your function (there it is `backend.sum_to`) on whatever a backward returns. That is why
-    `Multiply.backward` in `tinykron/ops.py` is one line, and knows nothing of shapes.
+    `Multiply.backward` in `tinykron/ops.py` is one line, and knows nothing of shapes. Here you do both steps yourself.
 
     ### Exercise 2: the backward of `x * y`
 
@@ -260,8 +266,8 @@ def step_4(result_1):
 
 
 @app.function
-# EXERCISE 2. out = x * y, broadcast. `grad` has the shape of out. Return (gradient of x,
-# gradient of y). Use the library's undo_broadcast: tk.backend.sum_to(array, shape).
+# EXERCISE 2. out = x * y, arrays, broadcast. `grad` has the shape of out. Return (gradient of
+# x, gradient of y). Use the library's undo_broadcast: tk.backend.sum_to(array, shape).
 def multiply_backward(grad, x, y):
     raise kit.Todo
 

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -35,7 +35,7 @@ def step_1():
 
     A sum over an axis sends every number into one total, with slope 1. So backward, the gradient of the total goes to
     every number that went into it. It is lesson 3 the other way round: a broadcast is undone by a sum, a sum by a
-    broadcast. Choose the axis.
+    broadcast, once the axis that went is put back with size 1. Choose the axis.
     """)
     return
 
@@ -54,10 +54,10 @@ def see_1(axis):
     _total = _x.sum(axis=axis.value)
     _arriving = tk.Tensor(_draws.normal(size=_total.shape).astype(np.float32))
     _total.backward(_arriving)
-    _upright = (lambda _t: _t.reshape(-1, 1)) if axis.value else (lambda _t: _t)
+    _back = _arriving.numpy().reshape((3, 1) if axis.value else (1, 4))
     kit.row(
         kit.table(_x, "x"),
-        kit.table(_upright(_arriving), "the gradient that arrives at the totals", top=2),
+        kit.table(_back, "what arrives at the totals, the axis put back", top=2),
         kit.table(_x.grad, "x.grad", top=2),
     )
     return
@@ -70,7 +70,8 @@ def step_2():
 
     $y = x\,w$ with $x$ of shape $(t, k)$ and $w$ of shape $(k, n)$. The number $w_{ij}$ multiplies every number in
     column $i$ of $x$, and each product lands in column $j$ of $y$. So its gradient is a sum over the rows: column $i$
-    of $x$ times column $j$ of the gradient that arrives. Choose an entry of $w$.
+    of $x$ times column $j$ of the gradient that arrives. The number $x_{ti}$ in turn meets row $i$ of $w$, and what
+    comes of it lands in row $t$ of $y$. Choose an entry of $w$.
     """)
     return
 
@@ -103,11 +104,11 @@ def see_2(weight):
 @app.cell(hide_code=True)
 def predict_2():
     options_2 = {
-        "x.T @ grad": "(3, 5) times (5, 2) is (3, 2), the shape of w; and it sums over the five rows.",
-        "grad @ x.T": "(5, 2) times (3, 5) does not even fit.",
-        "grad @ w.T": "(5, 2) times (2, 3) is (5, 3): the shape of x. Keep it, you will need it.",
+        "x.T @ grad": "it sums over the rows: column i of x times column j of grad, as the frames above show.",
+        "x @ grad": "it sums over the columns of x. That many rows grad need not have.",
+        "grad @ x.T": "it sums over the columns of both: entry (i, j) would be row i of grad times row j of x.",
     }
-    guess_2 = kit.predict("`x` is (5, 3), `w` is (3, 2), `grad` is (5, 2). Which product is `w.grad`?", options_2)
+    guess_2 = kit.predict("`x`, `w` and `grad` are all (4, 4): every product fits. Which one is `w.grad`?", options_2)
     guess_2
     return guess_2, options_2
 
@@ -125,7 +126,8 @@ def ask_1(step_2_done):
     mo.md(r"""
     ### Exercise 1: the backward of `x @ w`
 
-    Shapes are a good guide, until the matrices are square: then every wrong product fits. The check knows.
+    Shapes are a good guide: `w.grad` is $(k, n)$, `x.grad` is $(t, k)$. Until the matrices are square, and every wrong
+    product fits. The check knows.
     """)
     return
 
@@ -196,11 +198,11 @@ def step_3(result_1):
     mo.md(r"""
     ## 3. Picking: what was taken is given back
 
-    A language model begins by picking: token 7 takes row 7 of a table. `table[ids]` copies numbers, and a copy has
-    slope 1: the gradient of each picked row goes back to where it was taken. Rows that nobody picked get nothing. A row
-    that was picked often gets the sum.
+    A language model begins by picking: its text is a list of numbers, the *tokens*, and token 7 takes row 7 of a table.
+    `table[ids]` copies numbers, and a copy has slope 1: the gradient of each picked row goes back to where it was
+    taken. Rows that nobody picked get nothing. A row that was picked often gets the sum.
 
-    The slider changes how many of the five ids are 2.
+    The slider changes how many of the five ids are 2. In the table's gradient, rows that were picked are framed.
     """)
     return
 
@@ -220,15 +222,12 @@ def see_3(twos):
     _table = tk.Tensor(_draws.normal(size=(4, 3)).astype(np.float32), requires_grad=True)
     _arriving = _draws.normal(size=(5, 3)).astype(np.float32)
     _table[_ids].backward(tk.Tensor(_arriving))
-    _careless = np.zeros((4, 3), np.float32)
-    _careless[_ids] += _arriving
     _picked = np.zeros((4, 3), bool)
     _picked[_ids] = True
     kit.row(
-        kit.table(_ids.reshape(-1, 1), "ids", digits=0),
+        kit.table(_ids, "ids", digits=0),
         kit.table(_arriving, "the gradient that arrives at table[ids]", top=3),
         kit.table(_table.grad, "table.grad", top=3, lit=_picked),
-        kit.table(_careless, "total[ids] += grad, with NumPy", top=3, lit=_picked),
     )
     return
 
@@ -239,7 +238,7 @@ def predict_3(result_1):
     options_3 = {
         "it keeps the last of them": """`total[ids] += grad` reads all rows first, adds, and writes them back; a row
             that is there three times is written three times, each time over the last.""",
-        "it adds all of them": "that is what is needed, and what `+=` suggests. Compare the last two tables above.",
+        "it adds all of them": "that is what is needed, and what `+=` suggests. Compare it with `table.grad` above.",
         "it raises an error": "that would be kind. It says nothing, and the model learns a little worse.",
     }
     guess_3 = kit.predict("With an id that is there three times, what does `total[ids] += grad` do?", options_3)
@@ -255,13 +254,25 @@ def reveal_3(guess_3, options_3):
 
 
 @app.cell(hide_code=True)
+def see_careless(step_3_done, twos):
+    step_3_done
+    _ids = np.array([2] * twos.value + [0, 3, 3, 0, 1][twos.value :])
+    _draws = np.random.default_rng(6)
+    _draws.normal(size=(4, 3))  # the table's own numbers
+    _careless = np.zeros((4, 3), np.float32)
+    _careless[_ids] += _draws.normal(size=(5, 3)).astype(np.float32)
+    kit.row(kit.table(_careless, "total[ids] += grad, with NumPy: compare it with table.grad", top=3))
+    return
+
+
+@app.cell(hide_code=True)
 def ask_2(step_3_done):
     step_3_done
     mo.md(r"""
     ### Exercise 2: the backward of `table[ids]`
 
-    `tk.backend.scatter_add(total, ids, values)` adds in place and loses nothing, on every device. `xp.zeros(shape,
-    dtype=...)` makes the total.
+    `tk.backend.scatter_add(total, ids, values)` adds to `total` and loses nothing, on every device; it returns nothing.
+    `xp.zeros(shape, dtype=...)` makes the total: `xp` is NumPy here, or what stands for it on a GPU.
     """)
     return
 
@@ -339,8 +350,8 @@ def finish(result_1, result_2):
         result_2,
         text="""
         **Done.** A sum is undone by a broadcast, a product by two products, a pick by adding to what was picked. With
-        these the engine has all that a transformer needs: read `MatMul` in `tinykron/ops.py` and `TakeRows` in
-        `tinykron/shapes.py`. But who says that they are right? Next: `tinykron lesson 5`.
+        these and the elementwise operations a transformer can be built: read `MatMul` in `tinykron/ops.py` and
+        `TakeRows` in `tinykron/shapes.py`. But who says that they are right? Next: `tinykron lesson 5`.
         """,
     )
     lesson_done

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1
+    LESSON = 2
 
 
 @app.cell(hide_code=True)
@@ -37,7 +37,7 @@ def step_1():
     $$f'(x)\approx\frac{f(x+h)-f(x-h)}{2h}$$
 
     It needs nothing but $f$. How small should $h$ be? The curves show the error for $f(x)=e^x$ near 1, at every step
-    size. Move the mark from right to left.
+    size, both axes in powers of ten. Move the mark from right to left.
     """)
     return
 
@@ -71,7 +71,9 @@ def see_1(power):
         kit.lines(
             _curves, "relative error of the slope", x=_steps, x_label="h", log_x=True, log_y=True, mark=_steps[_at]
         ),
-        kit.bars({_name: -np.log10(_error[_at]) for _name, _error in _curves.items()}, "right digits at this h"),
+        kit.bars(
+            {_name: max(0.0, -np.log10(_error[_at])) for _name, _error in _curves.items()}, "right digits at this h"
+        ),
     )
     return
 
@@ -79,10 +81,10 @@ def see_1(power):
 @app.cell(hide_code=True)
 def predict_1():
     options_1 = {
-        "the two values agree in all their digits but a few": """the difference of two nearly equal numbers keeps only
-            the digits in which they differ; the rounding of the rest is then divided by a tiny h.""",
-        "the formula is only right for large h": "without rounding, smaller is better: see the right half.",
-        "e^x cannot be computed near 1": "it can, to the last digit. What is lost is lost in the subtraction.",
+        "f(x + h) and f(x - h) become too alike": """their first digits are the same, and the difference keeps only the
+            others: few, and rounded. That rounding is then divided by a tiny h.""",
+        "the formula needs more terms": "they would help on the right, where h is large. Smaller is better there, too.",
+        "h itself becomes 0": "not for long: floats reach down to 1e-38 in float32, and the curves turn long before.",
     }
     guess_1 = kit.predict("Why does the error grow again on the left?", options_1)
     guess_1
@@ -102,8 +104,8 @@ def step_2(step_1_done):
     mo.md(r"""
     ## 2. For an array, one entry at a time
 
-    So: two sides, float64, and a step of about $10^{-5}$. An array has a slope for each of its entries: move that entry
-    alone, both ways, and leave the array as you found it.
+    The curve of two sides in float64 is lowest at a step of about $10^{-5}$: ten right digits and more. An array has a
+    slope for each of its entries: move that entry alone, both ways, and leave the array as you found it.
 
     ### Exercise 1: the numeric gradient
     """)
@@ -189,11 +191,12 @@ def step_3(result_1):
     ## 3. A check can be blind
 
     An op returns an array, the checker needs a number. Summing the result is the obvious way, and a trap: a sum weighs
-    every entry alike, so a backward that mixes up entries looks right. **Weigh them at random**:
-    $f(x)=\sum w\cdot\mathrm{op}(x)$, and the gradient that arrives is $w$.
+    every entry alike, so a backward that mixes up entries looks right. **Weigh them at random**: $f(x)=\sum
+    w\cdot\mathrm{op}(x)$, and the gradient that arrives is $w$, of the shape of the output. The place counts, too: at
+    $x=1$, where $3x$ and $3x^2$ are the same, a wrong cube looks right.
 
-    Some of the six backward passes below are wrong. Choose one, and compare the difference that a sum sees with the one
-    that random weights see.
+    Some of the six backward passes below are wrong; one of them is such that a sum does not see it. Choose an op, and
+    compare the difference that a sum sees with the one that random weights see.
     """)
     return
 
@@ -249,7 +252,7 @@ def see_3(suspect, suspects):
 
     _ones, _drawn = np.ones(_out.shape), _draws.uniform(0.5, 1.5, _out.shape)
     kit.row(
-        kit.table(_backward(_drawn, _x, _out), f"{_name}: its backward", top=3),
+        kit.table(_backward(_drawn, _x, _out), f"{_name}: its backward, of random weights", top=3),
         kit.table(_numeric(_drawn), "the numeric gradient", top=3),
         kit.table(_difference(_ones), "difference, seen by a sum", digits=3, top=1),
         kit.table(_difference(_drawn), "difference, seen by random weights", digits=3, top=1),
@@ -264,7 +267,7 @@ def ask_2(result_1):
     ### Exercise 2: find the planted bugs
 
     Now without looking. Your function gets ops it has never seen, and a numeric gradient that works:
-    `gradient(f, x)`.
+    `gradient(f, x)`. Draw weights of the shape of the *output*, which need not be that of `x`.
     """)
     return
 
@@ -367,9 +370,10 @@ def step_4(result_2):
     mo.md(r"""
     ## 4. The checker of the library
 
-    `tk.gradcheck.gradcheck` does what yours does, and one thing more: it steps into the complex plane. For
-    $f(x+ih)=f(x)+ih f'(x)+\dots$ the slope is the imaginary part divided by $h$. There is no subtraction, so nothing
-    cancels, and $h$ may be as small as one likes. Every op of tinykron is held to this, on every test run.
+    `tk.gradcheck.gradcheck` does what yours does, with one step into the complex plane in place of two real ones. For
+    $f(x+ih)=f(x)+ih f'(x)+\dots$ the slope is the imaginary part divided by $h$; the rest of it is of order $h^2$.
+    There is no subtraction, so nothing cancels, and $h$ may be as small as one likes. Every op of tinykron is held to
+    this, on every test run.
     """)
     return
 

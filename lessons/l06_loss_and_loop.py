@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -36,12 +36,14 @@ def step_1():
     mo.md(r"""
     ## 1. Scores become shares
 
-    A model gives each class a score, its *logit* $z_i$. The softmax makes shares of them: $p_i = e^{z_i} / \sum_j
-    e^{z_j}$. The loss is how surprised the model is by what was right: $-\log p_{\text{right}} = \log \sum_j e^{z_j} -
-    z_{\text{right}}$.
+    A *classifier* says which of some classes a thing belongs to: which word of the vocabulary comes next, say. It
+    gives each class a score, its *logit* $z_i$. The softmax makes shares of them: $p_i = e^{z_i} / \sum_j e^{z_j}$. The
+    loss is how surprised it is by the class that was right, the logarithm of one over its share: $-\log
+    p_{\text{right}} = \log \sum_j e^{z_j} - z_{\text{right}}$.
 
-    The formula is right, and as it stands it is useless: in float32, $e^{89}$ is infinite. Scale the three logits up
-    and down, and watch the curve that computes the formula as written. The other one is what you are about to write.
+    The formula is right, and breaks as it stands: in float32, $e^{89}$ is infinite. Scale the three logits up and
+    down, and watch where the curve that computes the formula as written ends: from there on it says infinity. The other
+    one is what you are about to write.
     """)
     return
 
@@ -78,8 +80,8 @@ def see_1(scale):
 @app.cell(hide_code=True)
 def predict_1():
     options_1 = {
-        "taking the largest logit away from all": """$\\log\\sum e^{z} = m + \\log\\sum e^{z-m}$ for any $m$. With the
-            largest as $m$, no exponent is above 0, and one of them is 0: no overflow, and no logarithm of nothing.""",
+        "subtracting the largest logit from all of them": """$\\log\\sum e^{z} = m + \\log\\sum e^{z-m}$ for any $m$.
+            With the largest as $m$, no exponent is above 0, and one is 0: no overflow, and no logarithm of nothing.""",
         "computing in float64": "that moves the wall from a logit of 88 to one of 709, and costs twice the memory.",
         "cutting logits off at 80": "then the loss cannot tell two large logits apart, and their gradient is 0.",
     }
@@ -101,7 +103,8 @@ def ask_1(step_1_done):
     mo.md(r"""
     ### Exercise 1: cross-entropy
 
-    The mean of the losses of all rows. `logits[xp.arange(n), targets]` picks the right one of each row.
+    The mean of the losses of all rows. For any $m$, $\log\sum e^{z} = m + \log\sum e^{z-m}$: the same $m$ subtracted
+    from all logits of a row changes no loss. `logits[xp.arange(n), targets]` picks the right one of each row.
     """)
     return
 
@@ -122,6 +125,7 @@ def check_1(step_1_done):
         ("small logits (4, 3)", _draws.normal(size=(4, 3)), [0, 2, 1, 1]),
         ("one row, one class", np.array([[5.0]]), [0]),
         ("logits of a thousand", np.array([[1000.0, 999.0], [-1000.0, -1001.0]]), [1, 0]),
+        ("a right class of share 0", np.array([[-60.0, 60.0], [60.0, -60.0]]), [0, 1]),
         ("rows far apart", np.array([[900.0, 901.0, 899.0], [-300.0, -301.0, -300.5]]), [0, 1]),
     ]:
         _wanted = np.mean([np.logaddexp.reduce(_row) - _row[_t] for _row, _t in zip(_logits, _targets, strict=True)])
@@ -140,6 +144,11 @@ def check_1(step_1_done):
         _shifted = _z - _z.max(axis=1, keepdims=True)
         return (xp.log(xp.exp(_shifted).sum(axis=1)) - _z[xp.arange(len(_z)), _t]).mean()
 
+    def _of_the_share(_z, _t):
+        _powers = xp.exp(_z - _z.max(axis=1, keepdims=True))
+        return -xp.log((_powers / _powers.sum(axis=1, keepdims=True))[xp.arange(len(_z)), _t]).mean()
+
+    _underflows = "The share underflows to 0, and has no logarithm: take that of the sum, and subtract the logit."
     _per_row = "The largest of *all* logits was taken away. A row far below it underflows: each row needs its own."
     result_1 = kit.check(
         "cross_entropy",
@@ -152,6 +161,7 @@ def check_1(step_1_done):
             ("The sign is turned round: a loss is never below 0.", lambda _z, _t: -_rows(_z, _t).mean()),
             ("The largest was taken away in one place and not in the other.", _half_shifted),
             (_per_row, lambda _z, _t: _top(_z, _t, None)),
+            (_underflows, _of_the_share),
             ("That is the share of the right class, not its logarithm.", lambda _z, _t: xp.exp(-_rows(_z, _t)).mean()),
         ],
     )
@@ -182,8 +192,8 @@ def step_2(result_1):
     ## 2. The gradient is a difference of shares
 
     The library has this loss as one node of the graph, `tk.fused.cross_entropy`, and its backward is as short as can
-    be: the shares the model gave, minus the shares that would have been right (1 for the right class, 0 elsewhere).
-    Move the logit of the right class.
+    be. For the logits of a row it is the shares the model gave, minus the shares that would have been right (1 for the
+    right class, 0 elsewhere); of the mean of $n$ rows, that divided by $n$. Move the logit of the right class.
     """)
     return
 
@@ -208,7 +218,7 @@ def see_2(logit):
         kit.bars(dict(zip(_names, _share, strict=True)), "shares"),
         kit.bars(dict(zip(_names, _slope, strict=True)), "gradient of the loss"),
         kit.bars(
-            {"loss": _loss.item(), "sum of the gradient": float(_slope.sum().round(6))},
+            {"loss": _loss.item(), "sum of the gradient": abs(float(_slope.sum().round(6)))},
             "the loss, and what its gradient adds up to",
         ),
     )
@@ -226,7 +236,9 @@ def step_3(result_1):
 
     ### Exercise 2: train a classifier
 
-    The model is one matrix: `logits = x @ w`, with `w` of zeros to begin with.
+    The model is one matrix: `logits = x @ w`, with `w` of zeros to begin with. `loss.item()` is a Tensor's number;
+    `w.data` and `w.grad` are arrays. What is computed from a Tensor is a node of the graph and gets no `.grad`: make
+    the stepped `w` a new leaf, `tk.Tensor(an array, requires_grad=True)`.
     """)
     return
 
@@ -295,8 +307,8 @@ def help_2(result_2):
     help_for_2 = kit.help(
         result_2,
         hint="""
-        `w.grad` is an array, `w.data` too. What must `w.grad` be when the next backward begins? The simplest way: make
-        the stepped `w` a new Tensor.
+        What must `w.grad` be when the next backward begins? A new Tensor has none yet: its data is `w.data - rate *
+        w.grad`.
         """,
         solution="""
         def train(x, targets, classes, steps, rate):
@@ -320,9 +332,9 @@ def step_4(result_2):
     mo.md(r"""
     ## 4. Your loop, learning
 
-    Three clouds of points, 60 steps of *your* loop. The left picture is the plane, its colour the share that the model
-    gives the first class; the curve is the loss. Change the rate by powers of ten: too small, and nothing happens in 60
-    steps; too large, and the loss jumps about.
+    Three clouds of points that overlap, 60 steps of *your* loop. The left picture is the plane, its colour the share
+    that the model gives the first class, from blue (none) to orange (all); the curve is the loss. The slider is the
+    power of ten of the rate: at -3 hardly anything happens in 60 steps, and at 1.5 and above the loss jumps about.
     """)
     return
 
@@ -330,7 +342,7 @@ def step_4(result_2):
 @app.cell(hide_code=True)
 def slide_4(result_2):
     kit.gate(result_2)
-    rate_power = mo.ui.slider(-3.0, 2.0, 0.25, value=-0.5, label="log10 of the rate", show_value=True)
+    rate_power = mo.ui.slider(-3.0, 2.0, 0.25, value=-0.5, label="rate: 10 to the power of", show_value=True)
     rate_power
     return (rate_power,)
 
@@ -340,7 +352,7 @@ def see_4(rate_power, result_2):
     _draws = np.random.default_rng(5)
     _centres = np.array([[1.2, 0.8], [-1.2, 0.6], [0.2, -1.3]])
     _targets = np.arange(90) % 3
-    _points = _centres[_targets] + 0.6 * _draws.normal(size=(90, 2))
+    _points = _centres[_targets] + 0.9 * _draws.normal(size=(90, 2))
     _side = np.linspace(3, -3, 48)
     _plane = np.stack(np.meshgrid(_side[::-1], _side), axis=-1).reshape(-1, 2)
 
@@ -352,8 +364,8 @@ def see_4(rate_power, result_2):
     _right = 0.0 if _w is None else ((_with_one(_points) @ kit.host(_w)).argmax(axis=1) == _targets).mean()
     kit.row(
         kit.heat(_share[:, 0].reshape(48, 48) * 2 - 1, "share of the first class, over the plane", top=1, size=200),
-        kit.lines({"loss": _losses}, "loss at each step", x_label="step"),
-        kit.bars({"of 90 points right": 90 * _right, "last loss": _losses[-1]}, "after 60 steps"),
+        kit.lines({"loss": _losses}, f"loss at each step, at last {_losses[-1]:.3f}", x_label="step", low=0.0),
+        kit.bars({"right": 90 * _right, "wrong": 90 * (1 - _right)}, "of 90 points, after 60 steps"),
     )
     return
 

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 1
+    LESSON = 2
 
 
 @app.cell(hide_code=True)
@@ -18,9 +18,9 @@ def title():
     mo.md(r"""
     # 7 · One code, two devices
 
-    **You build** array code that runs on CPU and GPU alike, and that does not wait for what it need not.
+    **You build** array code that runs on CPU and GPU alike, and that waits only when it must.
 
-    **You see** what breaks on a GPU although it ran on your laptop, on a laptop.
+    **You see**, on your laptop, what would break on a GPU.
 
     **You need** NumPy, and lesson 6.
     """)
@@ -51,7 +51,8 @@ def shares_by_numpy(x):
 @app.function
 def shares_with_a_constant(x):
     xp = tk.backend.xp_of(x)
-    return xp.exp(x) / np.full(3, xp.exp(x).sum())
+    powers = xp.exp(x)
+    return powers / (powers * np.ones(3, np.float32)).sum()
 
 
 @app.function
@@ -193,8 +194,8 @@ def step_2(result_1):
     needs the number itself: Python waits until all that was queued is done, and the GPU then waits for Python. A
     training loop that looks at its loss at every step does this at every step.
 
-    Here 60 steps are trained on the pretend device, which counts how often a value is fetched. Choose how often the
-    loop looks at its loss.
+    Here a line is fitted to points, 60 steps on the pretend device, which counts how often a value is fetched. Choose
+    how often the loop looks at its loss.
     """)
     return
 
@@ -225,7 +226,9 @@ def see_2(every):
             _w = tk.Tensor(_w.data - 0.1 * _w.grad, requires_grad=True)
     kit.row(
         kit.bars({"steps": 60, "times Python waited": _device.transfers}, "60 steps of training"),
-        kit.lines({"loss": _read if len(_read) > 1 else _read * 2}, "the loss as it was read", x_label="reading"),
+        kit.lines(
+            {"loss": _read if len(_read) > 1 else _read * 2}, "the loss as it was read", x_label="reading", low=0.0
+        ),
     )
     return
 
@@ -236,8 +239,8 @@ def ask_2(result_1):
     mo.md(r"""
     ### Exercise 2: one wait, not a hundred
 
-    Keep the losses on the device, and fetch once. Sums and means of arrays without axes are arrays without axes:
-    nothing waits for them.
+    Keep the losses on the device, and fetch once. Each is an array of shape `()`. So is their sum, and nothing waits
+    for it.
     """)
     return
 
@@ -313,7 +316,7 @@ def step_3(result_2):
 
     Two more mistakes cost hours on a GPU, and tinykron refuses both at once, on every device. Mixing devices is an
     error that names them. And float64 that slips in, from `np.ones(3)` say, would make all that follows float64, which
-    most GPUs compute more slowly.
+    most GPUs compute more slowly. Below, `here` is a Tensor on the CPU and `there` one on the pretend device.
     """)
     return
 
@@ -348,8 +351,9 @@ def finish(result_1, result_2):
         result_2,
         text="""
         **Done, and with it the engine.** Arrays are asked for their module, constants are Python numbers, a number is
-        read when it is needed. On a machine with a GPU, `tinykron lesson 4 --device cuda` runs the lessons there. Read
-        `tinykron/backend.py`: it is the only file that imports CuPy. Next, a transformer: `tinykron lesson 8`.
+        read when it is needed. On a machine with a GPU, `--device cuda` runs any lesson there: `tinykron lesson 4
+        --device cuda`. Read `tinykron/backend.py`: it is the only file that imports CuPy. Next, a transformer:
+        `tinykron lesson 8`.
         """,
     )
     lesson_done

@@ -138,7 +138,16 @@ def test_a_band_is_wide_and_pale_and_the_other_curves_are_not():
 
 @pytest.mark.parametrize(
     ("number", "written"),
-    [(32768.0, "32768"), (0.0, "0"), (0.12345, "0.123"), (1e6, "1e+06"), (float("nan"), "nan"), (float("inf"), "inf")],
+    [
+        (32768.0, "32,768"),
+        (768.0, "768"),
+        (0.0, "0"),
+        (0.12345, "0.123"),
+        (1e6, "1,000,000"),
+        (1e12, "1e+12"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
 )
 def test_an_axis_writes_whole_numbers_in_full(number, written):
     assert pictures._figure(number) == written

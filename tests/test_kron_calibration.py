@@ -67,6 +67,24 @@ def test_a_moment_takes_the_memory_that_it_says(width: int) -> None:
     assert said < 8 * width * (width + 260) / 2 or width == 256
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_finished_moment_is_half_as_large_and_as_exact_as_its_inputs(device: str, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, 1e-14)):
+        found = calibration.SecondMoment(5)
+        found.add(to_device(generator.standard_normal((40, 5)).astype(dtype)))
+        before = host(found.mean())
+        found.finish()
+        assert all(strip.dtype == dtype for strip in found._strips)
+        assert host(found.mean()).dtype == np.float64
+        assert np.abs(host(found.mean()) - before).max() <= tolerance * np.abs(before).max()
+
+
+def test_what_a_model_saw_is_kept_finished() -> None:
+    found = kron.calibrate(model_of("gpt2"), BATCHES)
+    assert all(strip.dtype == np.float32 for moment in found.moments.values() for strip in moment._strips)
+
+
 def test_a_moment_without_inputs_is_refused() -> None:
     with pytest.raises(DataError, match="no inputs were seen"):
         calibration.SecondMoment(3).mean()

@@ -121,7 +121,7 @@ def test_estimates_are_corrected_by_what_a_fit_shows() -> None:
     model, seen, checked = wide_gpt2(), kron.calibrate(wide_gpt2(), BATCHES), 0
     for name in ("blocks.0.mlp.down", "blocks.1.mlp.down", "blocks.1.mlp.up", "blocks.0.attention.output"):
         module = model.get(name)
-        w, covariance, _ = kron.compress.problem(module, name, seen)
+        w, covariance = kron.compress.matrix(module), seen.covariance(name)
         before = candidates(w, covariance)
         found = {name: before}
         planner._sensitivities(model, {name: module}, found, seen, 0.6)

@@ -258,6 +258,16 @@ def test_a_singular_moment_leaves_directions_free_and_a_ridge_does_not(problem: 
     assert np.linalg.norm(held.dense()) < 50 * plain
 
 
+@given(problem=problems(least=2, most=5))
+def test_a_diagonal_is_fitted_as_the_matrix_that_it_stands_for(device: str, problem: Problem) -> None:
+    c = problem.generator.uniform(0.1, 3.0, problem.w.shape[1])
+    found, wanted = nearest(problem, c, certify=True), nearest(problem, np.diag(c), certify=True)
+    assert found.bounds is not None and found.bounds[0] <= found.error * (1 + 1e-6) + 1e-9
+    whole = cost(problem.w, np.diag(c))
+    assert found.error**2 == pytest.approx(left_over(problem, found, np.diag(c)) / whole, rel=1e-6, abs=1e-12)
+    assert found.error == pytest.approx(wanted.error, rel=1e-2, abs=1e-6)
+
+
 # Certificates ---------------------------------------------------------------------------------------------------------
 
 

@@ -283,15 +283,8 @@ def recycled_memory() -> Iterator[None]:
     whole process; the end of the outermost block takes it back, and returns what is free. The command line runs in such
     a block, and so does training. Other C libraries are left as they are.
     """
-    import ctypes
-
-    if _recycling.get():
-        yield
-        return
-    try:
-        library = ctypes.CDLL(None)
-        set_option, trim = library.mallopt, library.malloc_trim
-    except (AttributeError, OSError, TypeError):
+    set_option = _of_glibc("mallopt")
+    if _recycling.get() or set_option is None:
         yield
         return
     set_option(MMAP_MAX, 0)  # no array in a mapping of its own, which would go when it is freed
@@ -304,4 +297,19 @@ def recycled_memory() -> Iterator[None]:
         set_option(MMAP_MAX, 65536)
         set_option(MMAP_THRESHOLD, 32 << 20)  # where glibc's own adjustment ends
         set_option(TRIM_THRESHOLD, 64 << 20)
+        return_memory()
+
+
+def return_memory() -> None:
+    """Hand what is free back to the system, for work that takes much memory in other pieces than the work before it."""
+    if trim := _of_glibc("malloc_trim"):
         trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    import ctypes
+
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None

@@ -155,6 +155,7 @@ def lines(
     log_y: bool = False,
     mark: float | None = None,
     band: str = "",
+    low: float | None = None,
     size: tuple[int, int] = (340, 200),
 ) -> str:
     """Draw curves over one axis.
@@ -163,7 +164,8 @@ def lines(
     x       where they are (n,); default 0, 1, 2, ...
     mark    a place on the x axis for a vertical line: where a slider stands
     band    a name in `series`: drawn wide and pale, so that a curve that lies on it stays in sight
-    log_x, log_y  logarithmic axes; what is not positive is drawn at the lower edge
+    low     where the upright axis begins, unless a curve goes lower: so that one that hardly falls looks so
+    log_x, log_y  logarithmic axes, which the caption says; what is not positive is drawn at the lower edge
     """
     width, height = size
     curves = {name: host(values).astype(float).reshape(-1) for name, values in series.items()}
@@ -185,7 +187,8 @@ def lines(
         )
     places = np.arange(lengths.pop()) if x is None else host(x).astype(float).reshape(-1)
     shown = np.concatenate([values[np.isfinite(values) & ((values > 0) | (not log_y))] for values in curves.values()])
-    low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
+    least, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
+    low = least if low is None else min(low, least)
     low_y, high_y = (float(_scale(np.array(end), log_y)) for end in (low, high))
     first, last = float(places[0]), float(places[-1])
     low_x, high_x = (float(_scale(np.array(end), log_x)) for end in (first, last))
@@ -215,12 +218,16 @@ def lines(
         level, start = next((level, at) for level, row in enumerate(legend) for at, key in row if key == name)
         body.append(_text(start, bottom + 29 + 14 * level, name, colour=colour))
     says = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items()]
-    return _svg(width, height, f"{title}: {'; '.join(says)}", "".join(body), escape(title))
+    bent = [name for name, is_log in (("across", log_x), ("upright", log_y)) if is_log]
+    note = f" <small>logarithmic: {' and '.join(bent)}</small>" if bent else ""
+    return _svg(width, height, f"{title}: {'; '.join(says)}", "".join(body), escape(title) + note)
 
 
-def _figure(number: float) -> str:
-    """Write a number on an axis: whole ones in full, others to three digits."""
-    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e6 else f"{number:.3g}"
+def _figure(number: float, digits: int = 3) -> str:
+    """Write a number beside a picture: whole and large ones in full, others to some digits."""
+    if 1e4 <= abs(number) < 1e8:
+        return f"{number:,.0f}"
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e8 else f"{number:.{digits}g}"
 
 
 def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
@@ -231,7 +238,8 @@ def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
     finite = [value for value in numbers.values() if np.isfinite(value)]
     low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
     left = 12 + 6.6 * max(len(name) for name in numbers)
-    room = width - left - 60
+    written = {name: _figure(value, digits=4) for name, value in numbers.items()}
+    room = width - left - 6 - 6.6 * max(8, *map(len, written.values()))
     unit = room / ((high - low) or 1.0)
     body = []
     for number, (name, value) in enumerate(numbers.items()):
@@ -241,8 +249,8 @@ def bars(values: Mapping[str, Any], title: str = "", width: int = 340) -> str:
         colour = COLOURS[number % len(COLOURS)]
         body.append(_text(left - 6, y + 12, name, "end"))
         body.append(f'<rect x="{start:.1f}" y="{y}" width="{length:.1f}" height="15" fill="{colour}"/>')
-        body.append(_text(start + length + 4, y + 12, f"{value:.4g}"))
-    says = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        body.append(_text(start + length + 4, y + 12, written[name]))
+    says = ", ".join(f"{name} {number}" for name, number in written.items())
     return _svg(width, 20 * len(numbers) + 8, f"{title}: {says}", "".join(body), escape(title))
 
 

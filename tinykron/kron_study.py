@@ -21,7 +21,7 @@ from tinykron.evaluate import held_out_perplexity
 from tinykron.features import predict
 from tinykron.finetune import task_loss
 from tinykron.kron.algebra import KronSum
-from tinykron.kron.compress import problem
+from tinykron.kron.compress import matrix
 from tinykron.kron.plan import Choice, KronPlan
 from tinykron.losses import Losses
 from tinykron.masking import Masking
@@ -217,7 +217,7 @@ def started(model: Any, plan: KronPlan, way: Callable[[Any, Choice, int], KronSu
     """Return a model with the matrices of a plan factorised in a given way: of (matrix, choice, its number)."""
     own = KronPlan(plan)
     for number, (name, choice) in enumerate(plan.items()):
-        own.fits[name] = way(problem(model.get(name), name, None)[0], choice, number)
+        own.fits[name] = way(matrix(model.get(name)), choice, number)
     return kron.factorise(model, own)
 
 

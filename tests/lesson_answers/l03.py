@@ -42,6 +42,6 @@ ANSWERS = Answers(
             "arrives is missing",
         ),
     ],
-    widgets={"entry": (0, 5), "rows": (1, 8), "guess_2": ("(3,)", "(4, 3)", None)},
+    widgets={"entry": (0, 5), "rows": (1, 8), "guess_2": ("4, 4, 4", "1, 1, 1", None)},
     pictures=7,
 )

@@ -46,7 +46,7 @@ ANSWERS = Answers(
         "axis": (0, 1),
         "weight": (0, 5),
         "twos": (0, 5),
-        "guess_2": ("grad @ w.T", None),
+        "guess_2": ("x @ grad", None),
         "guess_3": ("it raises an error", None),
     },
     pictures=11,

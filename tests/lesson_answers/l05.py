@@ -63,7 +63,7 @@ ANSWERS = Answers(
     ],
     widgets={
         "power": (-12.0, -1.0),
-        "guess_1": ("the formula is only right for large h", None),
+        "guess_1": ("the formula needs more terms", None),
         "suspect": (0, 5),
     },
     pictures=6,

@@ -19,6 +19,21 @@ def half_shifted(z, t):
     return (np.log(np.exp(shifted).sum(axis=1)) - z[np.arange(len(z)), t]).mean()
 
 
+def of_the_share(z, t):
+    powers = np.exp(z - z.max(axis=1, keepdims=True))
+    return -np.log((powers / powers.sum(axis=1, keepdims=True))[np.arange(len(z)), t]).mean()
+
+
+def no_leaf(x, targets, classes, steps, rate):
+    w, losses = tk.Tensor(np.zeros((x.shape[1], classes), np.float32), requires_grad=True), []
+    for _ in range(steps):
+        loss = tk.fused.cross_entropy(tk.Tensor(x) @ w, targets)
+        loss.backward()
+        losses.append(loss.item())
+        w = w - rate * w.grad
+    return losses, w
+
+
 def over_the_rows(z, t):
     shifted = z - z.max(axis=0, keepdims=True)
     return (np.log(np.exp(shifted).sum(axis=0)) - shifted.max(axis=0)).mean()
@@ -55,11 +70,13 @@ ANSWERS = Answers(
         Wrong("cross_entropy", rows, "shape"),
         Wrong("cross_entropy", lambda z, t: np.exp(-rows(z, t)).mean(), "not its logarithm"),
         Wrong("cross_entropy", over_the_rows, "expected"),
+        Wrong("cross_entropy", of_the_share, "underflows"),
         Wrong("train", loop(zero=False), "old gradient"),
         Wrong("train", loop(sign=1.0), "uphill"),
         Wrong("train", loop(late=True), "after the step"),
         Wrong("train", loop(scaled=False), "rate is missing"),
         Wrong("train", loop(stays=True), "does not move"),
+        Wrong("train", no_leaf, "NoneType", "error"),
         Wrong("train", only_losses, "5 values, expected 2"),
         Wrong("train", lambda *arguments: None, "return", "todo"),
     ],

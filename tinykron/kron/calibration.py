@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import Array, to_host, xp_of
+from tinykron.backend import Array, return_memory, to_host, xp_of
 from tinykron.errors import DataError, TinykronError
 from tinykron.nn import Embedding, Linear, Module, sharing_copy
 from tinykron.progress import Progress
@@ -23,11 +23,12 @@ SAMPLE_TOKENS = 1024  # that are kept, to measure predictions on
 
 
 class SecondMoment:
-    """The sum of x x^T over the rows x (D,) of all inputs: float64, half of the symmetric matrix."""
+    """The sum of x x^T over the rows x (D,) of all inputs, half of the symmetric matrix: float64, until `finish`."""
 
     def __init__(self, width: int) -> None:
         self.width, self.rows = width, 0
         self._strips: list[Array] | None = None
+        self._dtype: Any = np.float64
 
     @staticmethod
     def bytes(width: int) -> int:
@@ -44,6 +45,11 @@ class SecondMoment:
         for strip, part in zip(self._strips, parts, strict=True):
             strip += part
         self.rows += len(x_TD)
+        self._dtype = x.dtype
+
+    def finish(self) -> None:
+        """Keep the sum as exactly as the products were that it is made of: in float32, half of the memory."""
+        self._strips = [strip.astype(self._dtype) for strip in self._strips or ()] or None
 
     @property
     def finite(self) -> bool:
@@ -130,6 +136,8 @@ def calibrate(
     for name, moment in found.moments.items():
         if not moment.finite:
             raise TinykronError(f"calibration: the inputs of {name} hold NaN or infinite values")
+        moment.finish()
+    return_memory()
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -66,33 +65,37 @@ def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_r
     matrix, on_host = w, backend_of(w).name == "cpu"
     if own_rows and rows > columns:
         matrix, output = compact(w, output)[0].astype(w.dtype), None
-    found: list[tuple[Shape, np.ndarray]] = []  # the loss of 0, 1, 2, ... terms
-    low_rank: np.ndarray | None = None
     rough = covariance if covariance is None or isinstance(covariance, tuple) else covariance.astype(w.dtype)
-    as_it_is: Array | None = None  # the matrix, whitened by the metric itself
-    for n in divisors(columns):  # from 1: low rank comes first, and the others are held against it
-        shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)[::-1]) if terms_of((rows, columns), (m, n))]
+    as_it_is = _whitened(matrix, covariance, (1, columns))
+    low_rank = np.ones(1)
+    found: list[tuple[Shape, np.ndarray]] = []  # the loss of 0, 1, 2, ... terms
+    if terms_of((rows, columns), (rows, 1)):  # low rank comes first, and the others are held against it
+        low_rank = _losses((rows, columns), as_it_is, output, None, (rows, 1))
+        found.append(((rows, 1), low_rank))
+
+    def of_columns(n: int) -> list[tuple[Shape, np.ndarray]]:
+        """Return the losses of the other shapes whose A have so many columns: what these see is the same."""
+        shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)[::-1]) if (m, n) != (rows, 1)]
+        shapes = [shape for shape in shapes if terms_of((rows, columns), shape)]
         if not shapes:
-            continue
-        whole = 1 in (n, columns // n)  # then the metric is taken as it is
-        if whole and as_it_is is not None:
-            white = as_it_is
-        else:
-            inputs = metrics.split(covariance if whole else rough, (n, columns // n), tolerance=1e-4)
-            first, second = (_root(part, w) for part in (inputs.first, inputs.second))
-            white = metrics.times(matrix, first, second, (n, columns // n))
-            as_it_is = white if whole and not isinstance(covariance, tuple) else as_it_is
-        if low_rank is None and (rows, 1) in shapes:
-            low_rank = _losses((rows, columns), white, output, None, (rows, 1))
-            found.append(((rows, 1), low_rank))
-            shapes.remove((rows, 1))
-        losses = partial(_losses, (rows, columns), white, output, low_rank)
-        found += zip(shapes, in_threads(losses, shapes) if on_host else map(losses, shapes), strict=True)
+            return []
+        white = as_it_is if 1 in (n, columns // n) else _whitened(matrix, rough, (n, columns // n))
+        return [(shape, _losses((rows, columns), white, output, low_rank, shape)) for shape in shapes]
+
+    sizes = divisors(columns)
+    for some in in_threads(of_columns, sizes) if on_host else map(of_columns, sizes):
+        found += some
     estimated = [
         (covariance is not None and 1 not in (n, columns // n)) or (output is not None and 1 not in (m, rows // m))
         for (m, n), _ in found
     ]
-    return _gathered((rows, columns), found, estimated, np.ones(1) if low_rank is None else low_rank)
+    return _gathered((rows, columns), found, estimated, low_rank)
+
+
+def _whitened(w: Array, covariance: Metric, sizes: Shape) -> Array:
+    """Return w times a root of the metric of its inputs, as a product of factors of two sizes."""
+    inputs = metrics.split(covariance, sizes, tolerance=1e-4)
+    return metrics.times(w, _root(inputs.first, w), _root(inputs.second, w), sizes)
 
 
 def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | None, shape: Shape) -> np.ndarray:

@@ -64,27 +64,34 @@ def fit_of(
     certify: bool = False,
 ) -> KronSum:
     """Return the fit of one matrix that a plan asks for. Raises TinykronError naming the matrix."""
-    w, covariance, output = problem(module, name, calibration)
-    try:
-        return nearest(w, choice.shape, choice.terms, covariance, output, sweeps=sweeps, certify=certify)
+    try:  # the metric of the inputs is kept by no name here: it may take more memory than all else
+        return nearest(
+            matrix(module),
+            choice.shape,
+            choice.terms,
+            inputs(name, calibration),
+            outputs(module, name, calibration),
+            sweeps=sweeps,
+            certify=certify,
+        )
     except TinykronError as error:
         raise type(error)(f"{name}: {error}") from error
 
 
-def problem(module: Linear | Embedding, name: str, calibration: Calibration | None) -> tuple[Array, Metric, Metric]:
-    """Return what a fit needs: the matrix (out, in), or the table; the metrics of its inputs and of its rows.
+def matrix(module: Linear | Embedding) -> Array:
+    """Return the matrix (out, in) that a fit is for, or the table."""
+    return module.weight.data.T if isinstance(module, Linear) else module.weight.data  # a Linear stores (in, out)
 
-    A table that is also the output head has both: its rows count by how often they occur, its columns by what the head
-    is given.
-    """
-    weight = module.weight.data
-    if calibration is None:
-        return (weight.T if isinstance(module, Linear) else weight), None, None
-    covariance = calibration.covariance(name)
-    if isinstance(module, Linear):
-        return weight.T, covariance, None
-    counts = calibration.frequencies(name)
-    return weight, covariance, None if counts is None else to_device(counts, module.weight.device)
+
+def inputs(name: str, calibration: Calibration | None) -> Metric:
+    """Return the metric of a matrix's inputs; of a table, what its columns count as an output head."""
+    return None if calibration is None else calibration.covariance(name)
+
+
+def outputs(module: Linear | Embedding, name: str, calibration: Calibration | None) -> Metric:
+    """Return the metric of a table's rows: how often they occur. A Linear has none."""
+    counts = None if calibration is None or isinstance(module, Linear) else calibration.frequencies(name)
+    return None if counts is None else to_device(counts, module.weight.device)
 
 
 def merge(model: AnyModule) -> AnyModule:

@@ -147,7 +147,7 @@ class Search:
         if inputs.exact:
             bound = white.error or 0.0
             return replace(white, a=a_RMN, b=b_RPQ, bounds=(bound, bound) if self.certify else None)
-        full = metrics.dense(covariance)
+        full = metrics.dense(covariance)  # which may still be a diagonal
         whole = metrics.cost(w, full, None)
         start = KronSum(a_RMN, b_RPQ)
         if self.sweeps and whole:
@@ -155,7 +155,8 @@ class Search:
             start = min((start, plain), key=lambda fit: metrics.cost(w - fit.dense(), full, None))
             sweeps = min(self.sweeps, WORK // (2 * (w.shape[1] * terms) ** 2))
             if sweeps:
-                start = _in_order(*alternate(w, full, start.a, start.b, sweeps, self.tolerance)[:2], first, second)
+                square = full if full.ndim == 2 else xp_of(full).diag(full)
+                start = _in_order(*alternate(w, square, start.a, start.b, sweeps, self.tolerance)[:2], first, second)
         bounds = None
         if self.certify:
             low, high = loewner(full, inputs, first, second)

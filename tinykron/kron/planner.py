@@ -10,17 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tinykron.backend import get, to_host
+from tinykron.backend import get, return_memory, to_host
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import KronSum
 from tinykron.kron.budget import Allocation, BudgetError, Options, allocate, amount
 from tinykron.kron.calibration import Calibration, calibrate, trace
 from tinykron.kron.candidates import Candidates, candidates
-from tinykron.kron.compress import fit_of, problem
+from tinykron.kron.compress import fit_of, inputs, matrix, outputs
 from tinykron.kron.controls import rank_of
 from tinykron.kron.linear import KronEmbedding, KronLinear
 from tinykron.kron.plan import Choice, KronPlan
@@ -67,11 +68,13 @@ def plan(
     found = {}
     with Progress("decomposing", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
-            try:  # what `problem` returns is kept by no name here: a metric may take more memory than all else
-                found[name] = candidates(*problem(module, name, calibration), own_rows=isinstance(module, Embedding))
+            metrics = inputs(name, calibration), outputs(module, name, calibration)
+            try:
+                found[name] = candidates(matrix(module), *metrics, own_rows=isinstance(module, Embedding))
             except TinykronError as error:
                 raise type(error)(f"{name}: {error}") from error
             progress.advance(1, name)
+    return_memory()
     budgets = _Budgets(model, found, lookups, params, bytes, flops, value_bytes)
     sensitivities = dict.fromkeys(found, 1.0)
     if calibration is not None:
@@ -135,7 +138,10 @@ def _sensitivities(
     share  of its parameters that each matrix is tried at
     """
     ids = _some(calibration.sample, COMPARED // _predictions(model, calibration.sample[:1, :1]).shape[-1])
-    reference = _predictions(model, ids)
+    answers: dict[Module, Any] = {}
+    blocks = list(getattr(model, "blocks", ()))
+    recorded = sharing_copy(model, {block: Recorded(block, partial(answers.__setitem__, block)) for block in blocks})
+    reference = _predictions(recorded.eval(), ids)
     result = {}
     with Progress("measuring", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
@@ -148,13 +154,43 @@ def _sensitivities(
                 fit = fit_of(module, name, choice, calibration, sweeps=TRIED_SWEEPS)
                 kind = KronLinear if isinstance(module, Linear) else KronEmbedding
                 new = kind.from_dense(module, fit)  # type: ignore[arg-type]
-                changed = sharing_copy(model, {module: new}).eval()
+                before = blocks[: _first_block(name)]  # these answer as they did
+                replayed = {block: Replayed(answers[block]) for block in before}
+                changed = sharing_copy(model, {module: new, **replayed}).eval()
                 loss = max((fit.error or 0.0) ** 2, 1e-6)
                 if options.estimated[tried]:
                     found[name] = options.corrected(loss / max(float(options.loss[tried]), 1e-6))
                 result[name] = max(LEAST, divergence(reference, _predictions(changed, ids)) / loss)
             progress.advance(1, name)
     return result
+
+
+class Recorded(Module):
+    """A block that tells what it answers."""
+
+    def __init__(self, inner: Module, tell: Callable[[Any], None]) -> None:
+        self.inner, self.tell = inner, tell
+
+    def forward(self, *inputs: Any) -> Any:
+        answer = self.inner(*inputs)
+        self.tell(answer)
+        return answer
+
+
+class Replayed(Module):
+    """What a block answered once, in its place."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.answer
+
+
+def _first_block(name: str) -> int:
+    """Return the number of the block that a matrix is in; 0 where it is in none, and may come before all of them."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else 0
 
 
 def _some(ids: np.ndarray, tokens: int) -> np.ndarray:
