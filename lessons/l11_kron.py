@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.kron import Kron
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -37,8 +37,8 @@ def step_1():
     mo.md(r"""
     ## 1. Every number of A, times all of B
 
-    $A\otimes B$ has a block for each entry of $A$: that entry times the whole of $B$. So it has as many rows as both
-    numbers of rows multiplied, and every entry is one number of $A$ times one number of $B$.
+    $A\otimes B$ has a block for each entry of $A$: that entry times the whole of $B$. With $A$ of $m\times n$ and $B$
+    of $p\times q$ it has $mp$ rows and $nq$ columns, and every entry is one number of $A$ times one number of $B$.
 
     Drag through the entries of the product, and see where each comes from.
     """)
@@ -227,11 +227,11 @@ def step_4(result_1):
     |---|---|---|
     | 0 | $(A\otimes B)^\top = A^\top\otimes B^\top$ | transposing the large matrix |
     | 1 | $(A\otimes B)(C\otimes D) = AC\otimes BD$ | multiplying two large matrices |
-    | 2 | $(A\otimes B)^{-1} = A^{-1}\otimes B^{-1}$ | inverting it |
+    | 2 | $(A\otimes B)^{-1} = A^{-1}\otimes B^{-1}$, where $A$ and $B$ have inverses | inverting it |
     | 3 | $(A\otimes B)\,\mathrm{vec}(X) = \mathrm{vec}(A X B^\top)$ | building it at all: lesson 12 |
 
-    On the left the large matrix is used, on the right only the small ones. $\mathrm{vec}$ writes a matrix as a vector,
-    row by row.
+    On the left the work is done on large matrices, on the right on the small ones; shapes must fit, as they must for
+    any product. $\mathrm{vec}$ writes a matrix as a vector, row by row.
     """)
     return
 
@@ -266,7 +266,7 @@ def see_4(law):
     kit.row(
         kit.heat(_one, f"{_name}, by the large matrix"),
         kit.heat(_two, f"{_name}, by the small ones"),
-        kit.bars(_compared, "left and right", width=380),
+        kit.bars(_compared, "left minus right: rounding alone", width=380),
     )
     return
 
@@ -278,8 +278,7 @@ def step_5(result_1):
     ## 5. A law is a test
 
     In exercise 1, somebody had to know the right answers. A law needs none: for **any** four matrices that fit, its two
-    sides must agree. Such a test is a *property*. It can be tried on thousands of random matrices, and it can also be
-    too weak.
+    sides must agree. Such a test is a *property*. It can be tried on thousands of random matrices.
     """)
     return
 
@@ -314,15 +313,15 @@ def ask_2(step_5_done):
     ### Exercise 2: the property
 
     Your function is handed a `product` that may be right or wrong, and says whether law 1 holds for it on four
-    matrices. float32 rounds, so the two sides need not be equal to the last digit; how much they may differ depends on
-    how large the numbers are. The check hands it right products and wrong ones.
+    matrices. float32 rounds, so `==` refuses right products, too: entries may differ by up to 0.0001 times the largest
+    entry (without its sign) of either side. The check hands it right products and wrong ones.
     """)
     return
 
 
 @app.function
 # EXERCISE 2. product(a, b) returns a matrix. Return True where law 1 holds for it:
-# (A ⊗ B)(C ⊗ D) = AC ⊗ BD; a difference of a ten-thousandth of the largest entry is rounding.
+# (A ⊗ B)(C ⊗ D) = AC ⊗ BD, up to and with a ten-thousandth of the largest entry.
 # Return False where it does not.
 def mixed_product(product, a, b, c, d):
     raise kit.Todo
@@ -381,6 +380,7 @@ def check_2(step_5_done):
         ("A ⊗ B itself", "A ⊗ B", 1.0, _usual, True),
         ("A ⊗ B of large numbers, which round more", "A ⊗ B", 50.0, _square, True),
         ("A ⊗ B of a row and a matrix", "A ⊗ B", 1.0, _row, True),
+        ("A ⊗ B of zeros: the sides differ by 0, and 0 is allowed", "A ⊗ B", 0.0, _usual, True),
         ("B ⊗ A, which obeys the law too", "B ⊗ A", 1.0, _usual, True),
         ("blocks that are not in their places", "blocks that are not in their places", 1.0, _usual, False),
         ("the same, square", "blocks that are not in their places", 1.0, _square, False),

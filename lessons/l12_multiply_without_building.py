@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     from tinykron import kit, kron
     from tinykron.kron.order import CostModel
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -22,7 +22,7 @@ def title():
     mo.md(r"""
     # 12 · Multiply without building it
 
-    **You build** the product with $A\otimes B$ out of two small ones, and the rule that says which comes first.
+    **You build** the product with $A\otimes B$ out of two small ones, and the count that says which comes first.
 
     **You see** one large row fall apart into a row of $A$ and a row of $B$, and what that saves.
 
@@ -42,7 +42,7 @@ def step_1():
     $$Y_{mp} = \sum_{n, q} A_{mn}\,B_{pq}\,X_{nq}\qquad\text{that is}\qquad Y = A\,X\,B^\top.$$
 
     Choose one number of $y$. In the large matrix it needs a whole row; in the small ones, a row of $A$ and a row of
-    $B$, each number of the one times each of the other.
+    $B$: each number of the one times each of the other is that row of the large matrix, to be multiplied with $X$.
     """)
     return
 
@@ -82,7 +82,6 @@ def step_2():
     ## 2. What is never built costs nothing
 
     A layer keeps $A$ and $B$. If it builds $A\otimes B$ to use it, the saving is gone while the call lasts.
-    The curves are drawn on a logarithmic scale.
     """)
     return
 
@@ -97,8 +96,8 @@ def slide_2():
 @app.cell(hide_code=True)
 def see_2(side):
     _sides = list(range(1, 65))
-    _megabytes = {"A ⊗ B": [_s**4 / 2**18 for _s in _sides], "A and B": [_s**2 / 2**17 for _s in _sides]}  # float32
-    _title = f"at the mark {_megabytes['A ⊗ B'][side.value - 1]:.3g} MB beside {side.value**2 / 2**17:.2g} MB"
+    _megabytes = {"A ⊗ B": [_s**4 * 4e-6 for _s in _sides], "A and B": [_s**2 * 8e-6 for _s in _sides]}  # float32
+    _title = f"megabytes: at the mark {_megabytes['A ⊗ B'][side.value - 1]:.3g} beside {side.value**2 * 8e-6:.2g}"
     kit.lines(_megabytes, _title, x=_sides, x_label="rows and columns of each", log_y=True, mark=side.value)
     return
 
@@ -201,10 +200,11 @@ def step_3(result_1):
     mo.md(r"""
     ## 3. Two products, two orders
 
-    $A\,(X B^\top)$ and $(A X)\,B^\top$ are the same matrix. The work is not the same: what lies between the two
-    products is $(N, P)$ in the one order, $(M, Q)$ in the other.
+    $A\,(X B^\top)$, with $B$ first, and $(A X)\,B^\top$, with $A$ first, are the same matrix. The work is not the same:
+    what lies between the two products is $(N, P)$ where $B$ comes first, $(M, Q)$ where $A$ does.
 
-    KroneckerBERT takes $A$ of shape $(8, 2)$ and $B$ of shape $(384, 384)$ in its feed-forward layers.
+    KroneckerBERT, a compressed BERT (lesson 16), takes $A$ of shape $(8, 2)$ and $B$ of shape $(384, 384)$ in place of
+    a matrix of 3072 by 768.
     """)
     return
 
@@ -247,7 +247,7 @@ def see_3(power):
     kit.row(
         kit.lines(
             _curves,
-            f"multiplications, for a matrix of {_rows} by {_columns}",
+            f"multiplications; A ⊗ B stays {_rows} by {_columns}: B shrinks as A grows",
             x=[2.0**_k for _k in range(11)],
             x_label=f"rows of A (it has {_n} columns)",
             log_x=True,
@@ -356,7 +356,7 @@ def milliseconds(a, b, x, plan, repeats):
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        kit.host(kron.apply(a, b, x, plan=plan)[0, 0])  # a number that is read waits for a GPU
+        kit.host(kron.apply(a, b, x, plan=plan)[0, 0])  # reading a number waits until a GPU is done
         taken.append(time.perf_counter() - start)
     return 1000 * min(taken)
 
@@ -364,7 +364,7 @@ def milliseconds(a, b, x, plan, repeats):
 @app.cell(hide_code=True)
 def slide_4(result_2):
     kit.gate(result_2)
-    sides = mo.ui.slider(2, 32, 2, value=16, label="rows and columns of A and of B", show_value=True)
+    sides = mo.ui.slider(2, 32, 2, value=2, label="rows and columns of A and of B", show_value=True)
     sides
     return (sides,)
 

@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit, kron
     from tinykron.kron.linear import kron_linear
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -24,7 +24,8 @@ def title():
 
     **You see** which entries one number of a factor answers for, and what a badly shared scale does to training.
 
-    **You need** lessons 3 and 12: what is used many times gets a sum; and $Y = A\,X\,B^\top$.
+    **You need** lessons 3, 4 and 12: what is used many times gets a sum; the backward of a product of matrices; and $Y
+    = A\,X\,B^\top$.
     """)
     return
 
@@ -34,8 +35,9 @@ def step_1():
     mo.md(r"""
     ## 1. One number of A moves a whole block
 
-    Let $W = A\otimes B$, and let the loss have the gradient $dW$ of the shape of $W$. Raise $A_{mn}$ alone: every entry
-    of block $(m, n)$ moves, each by the number of $B$ that stands there. So the uses add up to
+    Let $W = A\otimes B$, and write $dW$ for the gradient of the loss, of the shape of $W$; $dA$ and $dB$ likewise.
+    Raise $A_{mn}$ alone: every entry of block $(m, n)$ moves, each by the raise times the number of $B$ that stands
+    there. So the uses add up to
 
     $$dA_{mn} = \sum_{p, q} dW_{\,mP + p,\; nQ + q}\;B_{pq}.$$
 
@@ -46,7 +48,7 @@ def step_1():
 
 @app.function
 def two_layers():
-    draws, sizes = np.random.default_rng(3), ((1, 2, 3), (1, 3, 2), (4, 6))
+    draws, sizes = np.random.default_rng(3), ((1, 2, 3), (1, 3, 2), (4, 6))  # a sum of R products: here R is 1
     drawn = [draws.uniform(-1, 1, size).astype("f") for size in sizes]
     a, b, x = (tk.Tensor(array, requires_grad=True) for array in drawn)
     kron_linear(x, a, b).tanh().sum().backward()
@@ -148,7 +150,7 @@ def check_1():
 
     _draws = np.random.default_rng(8)
     _cases = []
-    for _m, _n, _p, _q in [(3, 3, 3, 3), (2, 3, 4, 5), (1, 4, 3, 1), (5, 1, 1, 2)]:
+    for _m, _n, _p, _q in [(2, 3, 4, 5), (3, 3, 3, 3), (1, 4, 3, 1), (5, 1, 1, 2)]:
         _shapes = (_m * _p, _n * _q), (_m, _n), (_p, _q)
         _arrays = [_draws.normal(size=_shape).astype(np.float32) for _shape in _shapes]
         _given = tuple(xp.asarray(_array) for _array in _arrays)
@@ -198,13 +200,13 @@ def step_3(result_1):
     ## 3. Without dW
 
     $dW$ is as large as $W$, which we never built. We need not build it either. The forward pass was two products,
-    $Z = X B^\top$ and $Y = A Z$, and each goes back by the rule for a product of matrices, lesson 4:
+    $Z = X B^\top$ and $Y = A Z$, and keeps $X$ and $Z$; each goes back by the rule for a product of matrices, lesson 4:
 
     $$dA = dY\,Z^\top\qquad dZ = A^\top dY\qquad dB = dZ^\top X\qquad dX = dZ\,B$$
 
     That is for one vector. Every vector uses the same $A$ and $B$, so $dA$ and $dB$ are summed over the vectors; each
-    $dX$ is its own. Walk through it, box by box; then write it, in exercise 2. `.swapaxes(1, 2)` turns each matrix of a
-    stack.
+    $dX$ is its own. Walk through it, box by box; then write it, in exercise 2. `.swapaxes(1, 2)` transposes each matrix
+    of a stack.
     """)
     return
 
@@ -229,15 +231,17 @@ def see_3(walked):
         "db": "dB = dZᵀ X|P by Q",
         "dx": "dX = dZ B|N by Q",
     }
-    _edges = [("x", "z"), ("z", "y"), ("y", "dy"), ("dy", "da"), ("dy", "dz"), ("dz", "db"), ("dz", "dx")]
+    _forward_and_back = [("x", "z"), ("z", "y"), ("y", "dy"), ("dy", "da"), ("dy", "dz"), ("dz", "db"), ("dz", "dx")]
+    _kept = [("z", "da"), ("x", "db")]  # what the forward pass has to keep
     _done = list(_nodes)[: walked.value + 1]
-    kit.graph(_nodes, _edges, f"after step {walked.value}: nothing is as large as W", lit=_done)
+    _title = f"after step {walked.value}: nothing has the shape of W"
+    kit.graph(_nodes, _forward_and_back + _kept, _title, lit=_done)
     return
 
 
 @app.function
 # EXERCISE 2. a is (M, N), b is (P, Q), x is (T, N*Q), grad_y is (T, M*P).
-# Return (grad_x, grad_a, grad_b). Build nothing as large as A ⊗ B.
+# Return (grad_x, grad_a, grad_b). Build nothing of the shape of A ⊗ B.
 def kron_backward(grad_y, x, a, b):
     raise kit.Todo
 
@@ -330,7 +334,7 @@ def predict_4(result_2):
     kit.gate(result_2)
     options_4 = {
         "It is halved": "dA is made of dW and B. dW is the same as before, B is half of what it was. So the small "
-        "factor gets the large gradient: it learns at once, the large one hardly moves, and both end up worse.",
+        "factor gets the large gradient, and its steps overshoot; the large one hardly moves.",
         "It is doubled": "a larger A, larger gradients? But A is not part of its own gradient: B is.",
         "It stays the same": "dW does, as W is the same. dA is dW seen through B.",
     }
@@ -362,7 +366,7 @@ def train(a, b, x, wanted, steps, rate):
 @app.cell(hide_code=True)
 def slide_4(step_4_done):
     step_4_done
-    doublings = mo.ui.slider(-2, 2, value=2, label="how often A is doubled, and B halved", show_value=True)
+    doublings = mo.ui.slider(-2, 2, value=2, label="c is 2 to the power of", show_value=True)
     doublings
     return (doublings,)
 
@@ -387,9 +391,9 @@ def finish(result_1, result_2):
         result_1,
         result_2,
         text="""
-        **Done.** Two products back, as two forward, and nothing is ever as large as the matrix. That the scale is free
-        is why `kron.nearest` returns factors of equal length. Read `KronApply` in `tinykron/kron/linear.py`. Next,
-        where the factors come from: `tinykron lesson 14`.
+        **Done.** Two products forward, four back, and nothing of the shape of the matrix is built. That the scale is
+        free is why `kron.nearest` returns factors of equal Frobenius norm (the root of the sum of squares). Read
+        `KronApply` in `tinykron/kron/linear.py`. Next, where the factors come from: `tinykron lesson 14`.
         """,
     )
     lesson_done

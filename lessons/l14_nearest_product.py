@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit, kron
     from tinykron.data import weights_folder
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -34,9 +34,9 @@ def step_1():
     mo.md(r"""
     ## 1. The same numbers, in other places
 
-    Cut $W$ into blocks of $P$ rows and $Q$ columns. Write each block as one row, row by row, and put these rows one
-    below the other: that is $R(W)$, of shape $(MN, PQ)$. In $A\otimes B$ every block is a multiple of $B$, so every row
-    of $R$ is a multiple of one row:
+    Cut $W$ into $M$ by $N$ blocks of $P$ rows and $Q$ columns. Write the rows of a block one behind the other, as one
+    long row, and put these long rows one below the other: that is $R(W)$, of shape $(MN, PQ)$. In $A\otimes B$ every
+    block is a multiple of $B$, so every row of $R$ is a multiple of one row:
 
     $$R(A\otimes B) = \mathrm{vec}(A)\,\mathrm{vec}(B)^\top.$$
 
@@ -59,10 +59,10 @@ def see_1(block):
     _m, _n = divmod(block.value, 3)
     _w = xp.kron(_a, _b)
     kit.row(
-        kit.table(_a, "A", 1, lit=(_m, _n)),
-        kit.table(_b, "B", 1),
-        kit.table(_w, f"W = A ⊗ B, block {block.value}", 1, lit=(slice(2 * _m, 2 * _m + 2), slice(2 * _n, 2 * _n + 2))),
-        kit.table(kron.rearrange(_w, (2, 3)), f"R(W), row {block.value}", 1, lit=(block.value, slice(None))),
+        kit.table(_a, "A", lit=(_m, _n)),
+        kit.table(_b, "B"),
+        kit.table(_w, f"W = A ⊗ B, block {block.value}", lit=(slice(2 * _m, 2 * _m + 2), slice(2 * _n, 2 * _n + 2))),
+        kit.table(kron.rearrange(_w, (2, 3)), f"R(W), row {block.value}", lit=(block.value, slice(None))),
     )
     return
 
@@ -141,12 +141,12 @@ def step_2(result_1):
     mo.md(r"""
     ## 2. The best product is a singular pair
 
-    Moving numbers about does not change how far two matrices are apart:
+    Moving numbers about does not change how far two matrices are apart, the root of the sum of squares of what differs:
 
     $$\|W - A\otimes B\| = \|R(W) - \mathrm{vec}(A)\,\mathrm{vec}(B)^\top\|$$
 
     On the right stands a question that is solved: the nearest column times row is $s_1 u_1 v_1^\top$, the first part of
-    the SVD. Reshape $u_1$ to $A$ and $v_1$ to $B$, and put $s_1$ on either side.
+    the SVD. Reshape $u_1$ to $A$ and $v_1$ to $B$, and give $s_1$ to one of the two, or its root to each.
     """)
     return
 
@@ -163,7 +163,8 @@ def ask_2(result_1):
 
 
 @app.function
-# EXERCISE 2. Return (a, b), (m, n) and (P, Q), so that a ⊗ b is as near to w as can be.
+# EXERCISE 2. w is (m*P, n*Q). Return (a, b), of shapes (m, n) and (P, Q), so that a ⊗ b is as
+# near to w as can be.
 # u, s, vt = xp.linalg.svd(kron.rearrange(w, (m, n)), full_matrices=False)
 def nearest_pair(w, m, n):
     raise kit.Todo
@@ -233,12 +234,14 @@ def help_2(result_2):
 def step_3(result_2):
     kit.gate(result_2, "Exercise 2 opens the next step.")
     mo.md(r"""
-    ## 3. When low rank is better
+    ## 3. Sums of products, and of ranks
 
-    More singular pairs give a sum of products; what is left out is the tail of the singular values. `kron.nearest(w,
-    (M, N), terms)` is that. Low rank is the same with other shapes: $A$ a column, $B$ a row, and $R(W)$ is $W$ itself.
+    More singular pairs give a sum of products, `kron.nearest(w, (M, N), terms)`. What is left out are the other pairs:
+    its size, the root of the sum of their singular values squared, is shown as a share of that of $W$. Low rank is the
+    same with other shapes: $A$ a column, $B$ a row, and $R(W)$ is $W$ itself.
 
-    Below, a woven pattern turns into a smooth one. A term of either kind takes about as many numbers.
+    Below, a woven pattern of 48 by 48 turns into a smooth one. A term with $A$ of 8 by 8 and $B$ of 6 by 6 takes 100
+    numbers, one of low rank 96.
     """)
     return
 
@@ -302,11 +305,14 @@ def step_4(result_2):
 def predict_4(result_2):
     kit.gate(result_2)
     options_4 = {
-        "low rank": "The blocks of these matrices have little in common: with balanced shapes R(W) is much like noise.",
+        "low rank": "The blocks of these matrices have little in common: in that shape R(W) is much like noise.",
         "Kronecker": "papers compress transformers with it. But they train after the fit, and training changes much.",
         "neither: they are like noise": "trained matrices have some directions that are much stronger than others.",
     }
-    guess_4 = kit.predict("With equally many numbers, which leaves less of a trained matrix out?", options_4)
+    guess_4 = kit.predict(
+        "With equally many numbers, which leaves less of a trained matrix out: low rank, or sums with A of 16 by 16?",
+        options_4,
+    )
     guess_4
     return guess_4, options_4
 
@@ -343,7 +349,7 @@ def see_4(layer, model):
         ("low rank", _w, (512, 1)),
         ("A (2, 128)", _w, (2, 128)),
         ("A (16, 16)", _w, (16, 16)),
-        ("the same of noise", _noise, (16, 16)),
+        ("noise, by A (16, 16)", _noise, (16, 16)),
     ]:
         _left = errors(_matrix, _shape)
         _each = _shape[0] * _shape[1] + _matrix.size // (_shape[0] * _shape[1])  # numbers of a term
@@ -361,7 +367,7 @@ def finish(result_1, result_2):
         text="""
         **Done.** Rearrange, then SVD: the nearest sum of products, and low rank is one of its shapes. But is the plain
         norm the right ruler? A layer meets some inputs often, and most never: `tinykron lesson 15`. The library's own
-        way, without the SVD of R, is `tinykron/kron/svd.py`.
+        way, by the eigenvectors of R Rᵀ, is `tinykron/kron/svd.py`.
         """,
     )
     lesson_done

@@ -12,7 +12,7 @@ with app.setup(hide_code=True):
     from tinykron.data import encode, language_reference, weights_folder
     from tinykron.kron.als import alternate
 
-    LESSON = 1  # the version of this lesson
+    LESSON = 2  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -24,7 +24,7 @@ def title():
     **You build** the ruler that counts an error by what it does to the outputs, and one half of a step that makes it
     smaller.
 
-    **You see** a fit that is further from the matrix than nothing at all, and still the better layer.
+    **You see** two fits of a trained layer, one nearer to its weights, one nearer to its outputs.
 
     **You need** lesson 14: the nearest product in the plain norm.
     """)
@@ -42,20 +42,21 @@ def step_1():
 
     $$\text{mean of } \|E x\|^2 = \mathrm{tr}(E\,C\,E^\top).$$
 
-    Below, neighbouring inputs are alike, as the slider says. The plain fit does not know that. The other one is given
-    $C$: its weights are further off, its outputs are nearer.
+    Below, neighbouring entries of $x$ are alike, as the slider says. The plain fit of a matrix of 16 by 16, three terms
+    of 4 by 4, does not know that. The other one is given $C$. What they leave out is the root of that mean, as a share
+    of what the layer gives.
     """)
     return
 
 
 @app.cell(hide_code=True)
 def slide_1():
-    alike = mo.ui.slider(0.0, 0.95, 0.05, value=0.9, label="how alike neighbouring inputs are", show_value=True)
+    alike = mo.ui.slider(0.0, 0.95, 0.05, value=0.9, label="how alike neighbouring entries are", show_value=True)
     alike
     return (alike,)
 
 
-@app.function
+@app.function(hide_code=True)
 def left_out(w, fit, c):
     """Return what a fit leaves out of the outputs, as a share."""
     error = w - fit.dense()
@@ -146,10 +147,12 @@ def step_2(result_1):
     ## 2. With B held, the best A is an ordinary least-squares problem
 
     For this ruler there is no SVD that finds the best $A$ and $B$ together. But hold $B$. Then $Z = X B^\top$ is known,
-    and the layer is $Y = A Z$: linear in $A$. Every column of every $Z$ is one equation, $y = A z$, and the best $A$ is
-    that of least squares:
+    and the layer is $Y = A Z$: linear in $A$. Every column $z$ of every $Z$ wants the same column $y$ of its $Y$ to be
+    $A z$, and the best $A$ is that of least squares. Summed over all columns of all inputs:
 
     $$A\,\sum z z^\top = \sum y\,z^\top.$$
+
+    The unknown stands on the left: transposed, it is what `solve` wants.
 
     ### Exercise 2: one half of a step
     """)
@@ -239,7 +242,8 @@ def step_3(result_2):
     ## 3. Take turns
 
     Best $A$ for this $B$, best $B$ for that $A$, and again: *alternating least squares*. No half-step can raise the
-    error, as staying put is among its choices. It may end in different places, and a good start saves sweeps.
+    error, as staying put is among its choices. Nothing says that it ends at the best there is; here three starts, two
+    of them random, meet.
     """)
     return
 
@@ -277,8 +281,9 @@ def step_4(result_2):
     mo.md(r"""
     ## 4. A real layer, real text
 
-    Again the feed-forward parts of the small GPT-2, now with half the numbers: one term, $A$ of shape $(512, 64)$. $C$
-    is measured on some pages of Python's reference, and the outputs are compared on other pages.
+    Again the feed-forward parts of the small GPT-2, 512 by 128, now with half the numbers: one term, $A$ of shape
+    $(512, 64)$ and $B$ of $(1, 2)$. $C$ is measured on some pages of Python's reference, and the outputs are compared
+    on other pages.
     """)
     return
 
@@ -287,14 +292,13 @@ def step_4(result_2):
 def predict_4(result_2):
     kit.gate(result_2)
     options_4 = {
-        "yes, where it is far off, inputs are rare": "Inputs of a trained layer crowd into few directions. Elsewhere "
-        "the fitted weights go where they like: their error can be larger than W itself.",
-        "no, a worse matrix is a worse layer": "it would be, if all inputs were equally likely.",
-        "only on the text it was fitted to": "that would be overfitting. The outputs below are those for other pages.",
+        "further from W than a matrix of zeros": "Inputs of a trained layer crowd into few directions. Elsewhere the "
+        "fitted weights go where they like, and what they err there can be larger than W itself.",
+        "a little further than the plain fit": "so it was above, where inputs were only somewhat alike.",
+        "as near as the plain fit": "the plain fit is the nearest: any other is further from W.",
     }
     guess_4 = kit.predict(
-        "The fitted matrix is further from W than zeros are. Can its outputs be nearer than those of the plain fit?",
-        options_4,
+        "The fit to the text has the nearer outputs, on other pages, too. How near are its weights to W?", options_4
     )
     guess_4
     return guess_4, options_4
@@ -348,8 +352,9 @@ def finish(result_1, result_2):
         result_1,
         result_2,
         text="""
-        **Done.** Count errors where the data are, hold one factor, solve for the other. Only $C$ is needed, never the
-        inputs: read `tinykron/kron/als.py`. On the command line it is `tinykron compress`. What the fit leaves out,
+        **Done.** Count errors where the data are, hold one factor, solve for the other. As $z$ is made of $x$ and $B$,
+        $\\sum zz^\\top$ is made of $C$ and $B$, and $\\sum yz^\\top$ of $WC$ and $B$: the library keeps $C$, never the
+        inputs. Read `tinykron/kron/als.py`. On the command line it is `tinykron compress`. What the fit leaves out,
         training against the teacher brings back in part: `tinykron lesson 16`.
         """,
     )

@@ -18,7 +18,7 @@ with app.setup(hide_code=True):
     from tinykron.distill import Losses
     from tinykron.evaluate import perplexity
 
-    LESSON = 1
+    LESSON = 2
     xp = kit.array_module()
     PROMPT = "The with statement is used to wrap the execution of a block"
 
@@ -32,7 +32,7 @@ def title():
 
     **You see** where student and teacher part, and two papers' recipes race against plain training.
 
-    **You need** lesson 14 (the nearest Kronecker product) and lesson 8 (attention).
+    **You need** lesson 14 (the nearest Kronecker product), lesson 8 (attention) and lesson 6 (softmax and its loss).
     """)
     return
 
@@ -43,10 +43,11 @@ def step_1():
     ## 1. The nearest matrices do not make the nearest model
 
     Every matrix in the blocks of a shipped GPT-2 is replaced by the nearest Kronecker product of half its size. Each is
-    as near as it can be, and yet the error piles up from block to block: each gets input that it never saw.
+    as near as it can be, and yet the error mostly piles up from block to block: each gets inputs that are already off.
 
     The original is the **teacher**, the copy the **student**. They have the same depth and width, so each block of the
-    student has its own block to follow. Choose one.
+    student has its own block to follow. Choose one: the pictures are the attention of its first head, of each token of
+    the prompt to itself and those before it. (What the last block gives is left out of the curve: it is kept normed.)
     """)
     return
 
@@ -95,10 +96,10 @@ def see_1(block, of_student, of_teacher):
         kit.heat(_attends(of_teacher), f"teacher, block {block.value}: attention", size=150, top=1.0),
         kit.heat(_attends(of_student), "student: attention", size=150, top=1.0),
         kit.lines(
-            {"before the final norm": _apart[:-1]},
-            "hidden states: mean squared error",
+            {"hidden states, after so many blocks": _apart[:-1]},
+            "mean squared error",
             x_label="blocks",
-            mark=min(block.value, 7),
+            mark=block.value if block.value < len(_apart) - 1 else None,
         ),
     )
     return
@@ -111,13 +112,13 @@ def step_2():
 
     The text says: the next token is this one. The teacher says more: this one is likely, those two would do, that one
     never. Divide the logits by a **temperature** before the softmax, and the small probabilities show. The student is
-    to have the same law (Hinton et al. 2015):
+    to have the same *law*, the same distribution over all tokens (Hinton et al. 2015):
 
     $$T^2\;\mathrm{KL}(\mathrm{softmax}(t/T)\,\|\,\mathrm{softmax}(s/T))
     = T^2\sum_v p_v\,(\log p_v - \log q_v)$$
 
     $p$ is the teacher's law, $q$ the student's. The factor $T^2$ keeps the size of the gradient: softer laws give
-    gradients about $T^2$ times smaller.
+    gradients about $T^2$ times smaller, once for the division and once for the smaller difference $p - q$.
     """)
     return
 
@@ -157,7 +158,7 @@ def ask_1():
 
 
 @app.function
-# EXERCISE 1. `student` and `teacher` are logits (positions, words), NumPy arrays. Return
+# EXERCISE 1. `student` and `teacher` are logits (positions, tokens), NumPy arrays. Return
 # the formula above, the mean over positions: a number.
 def soft_loss(student, teacher, temperature):
     raise kit.Todo
@@ -249,10 +250,13 @@ def step_3():
     ## 3. Comparing inside
 
     What comes out of a block is a matrix of the same shape in both models: the squared error will do, and both papers
-    take it. Attention is where they differ. With scores $O = QK^\top/\sqrt{K}$:
+    take it. Attention is where they differ. With the scores $O = QK^\top/\sqrt{d}$ of a head of width $d$, and $A$
+    their softmax:
 
-    - **KnGPT2** compares what each token attends to, *after* the softmax: $\mathrm{KL}(A^T\|A^S)$;
-    - **KroneckerBERT** compares the scores themselves, *before* it: the mean of $(O^S - O^T)^2$.
+    - **KnGPT2** (Edalati et al. 2022) compares what each token attends to, *after* the softmax:
+      $\mathrm{KL}(A_{\text{teacher}}\|A_{\text{student}})$;
+    - **KroneckerBERT** (Tahaei et al. 2022) compares the scores themselves, *before* it: the mean of
+      $(O_{\text{student}} - O_{\text{teacher}})^2$.
     """)
     return
 
@@ -282,7 +286,7 @@ def reveal_3(guess_3, options_3):
 @app.cell(hide_code=True)
 def slide_3(step_3_done):
     step_3_done
-    added = mo.ui.slider(0.0, 2.0, 0.25, value=1.0, label="added to every score", show_value=True)
+    added = mo.ui.slider(0.0, 2.0, 0.25, value=1.0, label="added to every score that is seen", show_value=True)
     added
     return (added,)
 
@@ -293,7 +297,7 @@ def see_3(added):
     _ours, _theirs = tk.Tensor(xp.asarray(_scores + np.float32(added.value))), xp.asarray(_scores)
     _seen = np.where(np.tri(4, dtype=bool), _scores[0, 0], np.nan)
     kit.row(
-        kit.table(np.nan_to_num(_seen), "the teacher's scores; a later token is not seen", top=3.0),
+        kit.table(np.nan_to_num(_seen), "the teacher's scores; 0.00 above the diagonal: not seen", top=3.0),
         kit.table(np.nan_to_num(_seen + added.value * np.tri(4)), "the student's", top=3.0),
         kit.bars(
             {
@@ -405,19 +409,21 @@ def step_4(step_3_done):
     mo.md(r"""
     ## 4. The race
 
-    Three times the same student, the same small batches, the same number of steps. One learns from the text alone.
-    One has KnGPT2's loss: embeddings, attention, hidden states, text. One has KroneckerBERT's: the same with scores,
-    and the teacher's logits besides. Here is all the code; slide through the training.
+    Three times the same student, the same small batches, the same number of steps. One learns from the text alone. One
+    has KnGPT2's loss: embeddings, attention, hidden states, text. One has KroneckerBERT's: the same with scores, and
+    the teacher's logits besides. Slide through the training; the three recipes are lines of `race` in this lesson's
+    file.
 
-    It is a race of seconds on a tiny model: which recipe wins, and by how much, is a question for
-    `tinykron run kngpt2` on your own checkpoint.
+    It is a race of seconds on a tiny model, and the text alone may well lead: what else is asked of a student costs
+    steps before it pays. Which recipe wins, and by how much, is a question for `tinykron run kngpt2` on your own
+    checkpoint.
     """)
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def race(teacher, student, steps, batch, context):
-    """Train three copies of a student; return {name: (steps, held-out losses in nats)}."""
+    """Train three copies of a student; return ({name: held-out losses in nats}, the teacher's)."""
     training, held_out = tk.data.split(tk.data.language_reference())
     training = tk.data.encode(teacher.tokenizer, training[:1] if kit.fast() else training)
     held_out = tk.data.encode(teacher.tokenizer, held_out)[: 4 * context + 1 if kit.fast() else 1025]

@@ -92,6 +92,7 @@ def plan(
             result[name] = replace(choice, sensitivity=sensitivities[name], lookup=name in lookups)
             if fit is not None:
                 result.fits[name] = fit
+            return_memory()  # the next is of another size
             progress.advance(1, name)
     result.notes, result.value_bytes = budgets.notes(result, outcome), value_bytes
     return measured(result, matrices)
