@@ -228,6 +228,39 @@ def test_recycled_memory_takes_pages_from_the_system_once() -> None:
     assert after > 300
 
 
+SCATTERED = """
+from tinykron.backend import return_memory
+import numpy as np
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4 // 1024
+
+pieces = [np.ones(100_000, np.uint8) for _ in range(2000)]  # 200 MB, too small for mappings of their own
+last = np.ones(100_000, np.uint8)  # above them: the heap cannot shrink
+full = resident()
+del pieces
+before = resident()
+return_memory()
+print(full, before, resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a function of glibc")
+def test_what_is_free_between_what_is_not_goes_back_to_the_system() -> None:
+    run = subprocess.run([sys.executable, "-c", SCATTERED], check=True, capture_output=True, text=True)
+    full, before, after = map(int, run.stdout.split())
+    assert before > full - 20  # megabytes: freeing alone gave back nothing
+    assert after < full - 150
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_of_glibc", lambda name: None)
+    backend.return_memory()
+    with backend.recycled_memory():
+        assert np.ones(3).sum() == 3.0
+
+
 # Products -------------------------------------------------------------------------------------------------------------
 
 

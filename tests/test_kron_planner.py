@@ -167,6 +167,42 @@ def test_a_plan_can_be_carried_out_twice(planned: tuple[Any, kron.KronPlan]) -> 
     assert_close(kron.factorise(model, plan)(BATCHES[0]).logits, before)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_sensitivity_is_the_divergence_of_the_whole_model_per_loss(device: str, family: str) -> None:
+    """Blocks before the matrix are not computed again; here they are."""
+    generator = np.random.default_rng(3)
+    model: Any = wide_gpt2()
+    if family == "llama":
+        model = Llama(LlamaConfig(len(model.embedding.weight), 8, 12, 3, 4, 2, tie_word_embeddings=False), generator)
+    elif family == "bert":
+        model = Bert(BertConfig(len(model.embedding.weight), 8, 3, 2, 12, CONTEXT, head="masked_lm"), generator)
+    model = model.eval().to(device)
+    names = [name for name in kron.compress.dense_shapes(model) if name.startswith(("blocks.", "embedding", "head"))]
+    names = [name for name in names if name.endswith(("query", "down", "embedding", "head"))]
+    matrices = {name: model.get(name) for name in names}
+    seen = kron.calibrate(model, BATCHES, matrices)
+    found = {
+        name: candidates(kron.compress.matrix(module), seen.covariance(name), own_rows=isinstance(module, nn.Embedding))
+        for name, module in matrices.items()
+    }
+    options = dict(found)
+    sensitivities = planner._sensitivities(model, matrices, found, seen, 0.6)
+    ids = planner._some(seen.sample, planner.COMPARED // len(model.embedding.weight))
+    reference, checked = planner._predictions(model, ids), 0
+    for name, module in matrices.items():
+        fits = np.flatnonzero(options[name].parameters <= 0.6 * np.prod(options[name].dense))
+        if not len(fits):
+            continue
+        choice = planner._choice(options[name], int(fits[options[name].loss[fits].argmin()]))
+        fit = kron.compress.fit_of(module, name, choice, seen, sweeps=planner.TRIED_SWEEPS)
+        kind = kron.KronEmbedding if isinstance(module, nn.Embedding) else kron.KronLinear
+        whole = kron.compress.copy_with(model, {module: kind.from_dense(module, fit)})
+        apart = planner.divergence(reference, planner._predictions(whole, ids))
+        assert sensitivities[name] == pytest.approx(max(planner.LEAST, apart / max(fit.error**2, 1e-6)), rel=1e-2)
+        checked += name.startswith(f"blocks.{len(model.blocks) - 1}.")
+    assert checked
+
+
 def test_sensitivity_counts_what_reaches_the_predictions() -> None:
     """A matrix whose outputs are multiplied by nothing is the first to be given up."""
     model = wide_gpt2()

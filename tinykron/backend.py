@@ -307,6 +307,7 @@ def return_memory() -> None:
 
 
 def _of_glibc(name: str) -> Any:
+    """Return a function of glibc; None where the C library is another."""
     import ctypes
 
     try:
