@@ -149,6 +149,11 @@ class Search:
             return replace(white, a=a_RMN, b=b_RPQ, bounds=(bound, bound) if self.certify else None)
         full = metrics.dense(covariance)  # which may still be a diagonal
         whole = metrics.cost(w, full, None)
+        bounds = None
+        if self.certify:  # first: its memory is free again for the search
+            low, high = loewner(full, inputs, first, second)
+            tail = (white.error or 0.0) ** 2 * metrics.cost(w, (inputs.first, inputs.second), None) / whole
+            bounds = sqrt(low * tail), sqrt(high * tail)
         start = KronSum(a_RMN, b_RPQ)
         if self.sweeps and whole:
             plain = truncated(w, a_shape, terms, by_gram=True)
@@ -157,11 +162,6 @@ class Search:
             if sweeps:
                 square = full if full.ndim == 2 else xp_of(full).diag(full)
                 start = _in_order(*alternate(w, square, start.a, start.b, sweeps, self.tolerance)[:2], first, second)
-        bounds = None
-        if self.certify:
-            low, high = loewner(full, inputs, first, second)
-            tail = (white.error or 0.0) ** 2 * metrics.cost(w, (inputs.first, inputs.second), None) / whole
-            bounds = sqrt(low * tail), sqrt(high * tail)
         return _measured(replace(start, bounds=bounds), metrics.cost(w - start.dense(), full, None), whole)
 
 
