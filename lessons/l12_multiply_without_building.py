@@ -351,7 +351,7 @@ def step_4(result_2):
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def milliseconds(a, b, x, plan, repeats):
     taken = []
     for _ in range(repeats):

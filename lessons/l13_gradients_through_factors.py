@@ -46,9 +46,9 @@ def step_1():
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def two_layers():
-    draws, sizes = np.random.default_rng(3), ((1, 2, 3), (1, 3, 2), (4, 6))  # a sum of R products: here R is 1
+    draws, sizes = np.random.default_rng(3), ((1, 2, 3), (1, 3, 2), (4, 6))
     drawn = [draws.uniform(-1, 1, size).astype("f") for size in sizes]
     a, b, x = (tk.Tensor(array, requires_grad=True) for array in drawn)
     kron_linear(x, a, b).tanh().sum().backward()

@@ -52,7 +52,7 @@ def step_1():
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def pair():
     """Return the shipped GPT-2, and a copy: every matrix of its blocks is a Kronecker product of half the size."""
     model = tk.load(tk.data.weights_folder("gpt2-tiny"))

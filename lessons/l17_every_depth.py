@@ -47,7 +47,7 @@ def step_1():
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def shipped():
     """Return the shipped GPT-2, and token ids of Python's language reference: to train on, and held out."""
     model = tk.load(tk.data.weights_folder("gpt2-tiny"))

@@ -47,7 +47,7 @@ def step_1():
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def trained():
     """Return the shipped GPT-2, its exits trained for some seconds, and held-out token ids."""
     model = tk.load(tk.data.weights_folder("gpt2-tiny"))
@@ -59,7 +59,7 @@ def trained():
     return model, tk.data.encode(model.tokenizer, held_out)
 
 
-@app.function
+@app.function(hide_code=True)
 def ask(count, length=12):
     """Return how sure each exit is of the next token, and which it says: (exits, prompts) each."""
     model, tokens = kit.once(trained)

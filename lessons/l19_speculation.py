@@ -52,7 +52,7 @@ def step_1():
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def trained():
     """Return the shipped GPT-2, its exits trained for some seconds."""
     model = tk.load(tk.data.weights_folder("gpt2-tiny"))

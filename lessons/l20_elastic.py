@@ -122,7 +122,7 @@ def tell_1(step_1_done):
     return
 
 
-@app.function
+@app.function(hide_code=True)
 def trained_grid():
     """Return an elastic GPT-2, its points' losses before, midway and after, and the dense model's loss and size."""
     dense = tk.load(tk.data.weights_folder("gpt2-tiny"))

@@ -14,7 +14,6 @@ from tests.strategies import second_moment
 from tinykron import kron
 from tinykron.backend import in_threads, to_device
 from tinykron.errors import TinykronError
-from tinykron.kron import candidates as module
 from tinykron.kron.algebra import divisors
 from tinykron.kron.candidates import _square, candidates, undominated
 from tinykron.kron.plan import Choice
@@ -22,11 +21,6 @@ from tinykron.kron.plan import Choice
 
 def drawn(rows: int, columns: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, columns)).astype(dtype)
-
-
-@pytest.fixture(autouse=True)
-def every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REACH", 0.0)
 
 
 def plain(w: np.ndarray) -> dict[tuple[tuple[int, int], int], float]:
@@ -123,11 +117,13 @@ def test_shapes_slower_than_dense_are_left_out() -> None:
     assert found.flops.max() == 2 * w.size and found.parameters.max() == w.size
 
 
-def test_shapes_that_hold_little_are_left_out_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = candidates(drawn(48, 48))
-    monkeypatch.setattr(module, "REACH", 0.5)
-    fewer = candidates(drawn(48, 48))
-    assert 1 < len(fewer.loss) < len(few.loss)
+def test_sums_that_hold_little_are_left_out_where_asked() -> None:
+    w = drawn(48, 48)
+    every, large = candidates(w), candidates(w, reach=0.5)
+    assert 1 < len(large.loss) < len(every.loss)
+    sums = large.shapes[:, 1] > 1
+    assert (large.parameters[sums] >= 0.5 * w.size).all() and (large.parameters[~sums] < 0.1 * w.size).any()
+    assert (every.parameters[every.shapes[:, 1] > 1] < 0.1 * w.size).any()
 
 
 @given(points=st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))

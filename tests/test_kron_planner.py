@@ -41,6 +41,27 @@ def test_a_share_of_the_parameters_is_met_and_used(device: str, share: float) ->
     assert {parameter.device for parameter in small.parameters()} == {device}
 
 
+def test_a_tight_budget_has_every_sum_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide_gpt2()
+    names = [name for name in kron.compress.dense_shapes(model) if name.startswith("blocks.")]
+    inside = sum(model.get(name).weight.size for name in names)
+    limit = model.parameter_count() - inside + 0.15 * inside
+    few = kron.plan(model, params=limit, names=names)
+    monkeypatch.setattr(planner, "TIGHT", 0.0)
+    fewer = kron.plan(model, params=limit, names=names)
+    assert any(
+        choice.kind == "Kronecker" and choice.parameters < planner.REACH * choice.parameters_before
+        for choice in few.values()
+    )
+    assert sum(choice.loss or 0.0 for choice in few.values()) < sum(choice.loss or 0.0 for choice in fewer.values())
+
+
+def test_a_bad_budget_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "candidates", None)
+    with pytest.raises(TinykronError, match="plan: params: found -1"):
+        kron.plan(wide_gpt2(), params=-1)
+
+
 def test_a_number_of_parameters(planned: tuple[Any, kron.KronPlan]) -> None:
     model, plan = planned
     same = kron.plan(model, params=0.6 * model.parameter_count(), calibration=BATCHES)

@@ -23,7 +23,6 @@ from tinykron.kron.svd import short_first
 PROBES = 16  # random vectors, by which the size of a large Gram matrix is estimated before it is computed
 PROBED = 256  # rows of a Gram matrix that is large
 SLACK = 0.07  # that is added to the estimate: three of its standard deviations at 256 rows, more beyond
-REACH = 1 / 8  # Kronecker sums of a smaller share of the parameters are left out, low rank is not
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,14 @@ class Candidates:
         return replace(self, loss=loss[kept], **{name: getattr(self, name)[kept] for name in names})
 
 
-def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_rows: bool = False) -> Candidates:
+def candidates(
+    w: Array, covariance: Metric = None, output: Metric = None, own_rows: bool = False, reach: float = 0.0
+) -> Candidates:
     """Return what a matrix (out, in) can become.
 
     covariance, output  metrics, as for `fit.nearest`
     own_rows            of a table: each row keeps numbers of its own (M is the number of rows)
+    reach               Kronecker sums of a smaller share of the parameters are left out, low rank is not
     Left out are options that take as many parameters as the dense matrix, or more FLOPs. Raises what `nearest` raises.
     """
     check_matrix(w)
@@ -69,18 +71,18 @@ def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_r
     as_it_is = _whitened(matrix, covariance, (1, columns))
     low_rank = np.ones(1)
     found: list[tuple[Shape, np.ndarray]] = []  # the loss of 0, 1, 2, ... terms
-    if terms_of((rows, columns), (rows, 1)):  # low rank comes first, and the others are held against it
-        low_rank = _losses((rows, columns), as_it_is, output, None, (rows, 1))
+    if terms_of((rows, columns), (rows, 1), reach):  # low rank comes first, and the others are held against it
+        low_rank = _losses((rows, columns), as_it_is, output, None, reach, (rows, 1))
         found.append(((rows, 1), low_rank))
 
     def of_columns(n: int) -> list[tuple[Shape, np.ndarray]]:
         """Return the losses of the other shapes whose A have so many columns: what these see is the same."""
         shapes = [(m, n) for m in ([rows] if own_rows else divisors(rows)[::-1]) if (m, n) != (rows, 1)]
-        shapes = [shape for shape in shapes if terms_of((rows, columns), shape)]
+        shapes = [shape for shape in shapes if terms_of((rows, columns), shape, reach)]
         if not shapes:
             return []
         white = as_it_is if 1 in (n, columns // n) else _whitened(matrix, rough, (n, columns // n))
-        return [(shape, _losses((rows, columns), white, output, low_rank, shape)) for shape in shapes]
+        return [(shape, _losses((rows, columns), white, output, low_rank, reach, shape)) for shape in shapes]
 
     sizes = divisors(columns)
     for some in in_threads(of_columns, sizes) if on_host else map(of_columns, sizes):
@@ -89,7 +91,7 @@ def candidates(w: Array, covariance: Metric = None, output: Metric = None, own_r
         (covariance is not None and 1 not in (n, columns // n)) or (output is not None and 1 not in (m, rows // m))
         for (m, n), _ in found
     ]
-    return _gathered((rows, columns), found, estimated, low_rank)
+    return _gathered((rows, columns), found, estimated, low_rank, reach)
 
 
 def _whitened(w: Array, covariance: Metric, sizes: Shape) -> Array:
@@ -98,7 +100,9 @@ def _whitened(w: Array, covariance: Metric, sizes: Shape) -> Array:
     return metrics.times(w, _root(inputs.first, w), _root(inputs.second, w), sizes)
 
 
-def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | None, shape: Shape) -> np.ndarray:
+def _losses(
+    dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | None, reach: float, shape: Shape
+) -> np.ndarray:
     """Return the loss of 0, 1, 2, ... terms of a shape; of 0 only, where no number of terms can beat low rank.
 
     white  the matrix, whitened on the side of its inputs, or the smaller one that stands for a table
@@ -110,7 +114,7 @@ def _losses(dense: Shape, white: Array, output: Metric, low_rank: np.ndarray | N
         white = metrics.times(white.T, _root(outputs.first, white), _root(outputs.second, white), sizes).T
     r_SL = short_first(white, own)
     xp, size = xp_of(r_SL), len(r_SL)
-    terms = np.array(terms_of(dense, shape))
+    terms = np.array(terms_of(dense, shape, reach))
     ranks = terms * (shape[0] * shape[1] + dense[0] * dense[1] // (shape[0] * shape[1])) // sum(dense)
 
     def hopeless(square: float, whole: float) -> bool:
@@ -158,25 +162,25 @@ def _root(part: Array | None, like: Array) -> Array | None:
     return None if root is None else xp_of(like).ascontiguousarray(root.astype(like.dtype))
 
 
-def terms_of(dense: Shape, shape: Shape) -> range:
-    """Return the numbers of terms that save parameters, cost no more FLOPs than the dense matrix, and keep `REACH`."""
+def terms_of(dense: Shape, shape: Shape, reach: float) -> range:
+    """Return the numbers of terms that save parameters, cost no more FLOPs than the dense matrix, and keep `reach`."""
     (rows, columns), (m, n) = dense, shape
     p, q = rows // m, columns // n
     each, size = m * n + p * q, rows * columns
     if m == q == 1:
         return range(0)  # a row and a column: low rank once more
     most = min(m * n, p * q, (size - 1) // each, size // multiplications_of((m, n), (p, q)))
-    return range(1 if n == p == 1 else max(1, -(-int(REACH * size) // each)), most + 1)
+    return range(1 if n == p == 1 else max(1, -(-int(reach * size) // each)), most + 1)
 
 
 def _gathered(
-    dense: Shape, found: list[tuple[Shape, np.ndarray]], estimated: list[bool], low_rank: np.ndarray
+    dense: Shape, found: list[tuple[Shape, np.ndarray]], estimated: list[bool], low_rank: np.ndarray, reach: float
 ) -> Candidates:
     size = dense[0] * dense[1]
     columns: list[np.ndarray] = []
     for (shape, loss), guess in zip(found, estimated, strict=True):
         p, q = dense[0] // shape[0], dense[1] // shape[1]
-        terms = np.array([number for number in terms_of(dense, shape) if number < len(loss)], dtype=np.int64)
+        terms = np.array([number for number in terms_of(dense, shape, reach) if number < len(loss)], dtype=np.int64)
         parameters = terms * (shape[0] * shape[1] + p * q)
         flops = 2 * terms * multiplications_of(shape, (p, q))
         m, n = (np.full_like(terms, side) for side in shape)

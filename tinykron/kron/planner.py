@@ -17,7 +17,7 @@ import numpy as np
 
 from tinykron.backend import get, return_memory, to_host
 from tinykron.errors import TinykronError
-from tinykron.kron.algebra import KronSum
+from tinykron.kron.algebra import KronSum, Shape
 from tinykron.kron.budget import Allocation, BudgetError, Options, allocate, amount
 from tinykron.kron.calibration import Calibration, calibrate, trace
 from tinykron.kron.candidates import Candidates, candidates
@@ -32,6 +32,10 @@ from tinykron.tensor import no_grad
 
 HEADER = 160  # bytes of a file that describe one tensor, at most
 TRIED_SWEEPS = 2  # of the fit by which estimates are corrected: the first bring almost all
+TIGHT, REACH = (
+    1 / 4,
+    1 / 8,
+)  # of the matrices' parameters: above the one, Kronecker sums of less than the other are left
 LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
 COMPARED = 1 << 23  # log-probabilities, at most, by which a sensitivity is measured: 32 MB, 166 tokens of GPT-2
 TIMED = (1, 16, 256)  # tokens
@@ -65,17 +69,18 @@ def plan(
     if isinstance(calibration, Sequence):
         calibration = calibrate(model, calibration, matrices, say)
     lookups = _lookups(model, matrices, calibration)
-    found = {}
+    shapes = {name: matrix(module).shape for name, module in matrices.items()}
+    budgets = _Budgets(model, shapes, lookups, params, bytes, flops, value_bytes)
+    found, reach = {}, REACH if budgets.share > TIGHT else 0.0
     with Progress("decomposing", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
             metrics = inputs(name, calibration), outputs(module, name, calibration)
             try:
-                found[name] = candidates(matrix(module), *metrics, own_rows=isinstance(module, Embedding))
+                found[name] = candidates(matrix(module), *metrics, isinstance(module, Embedding), reach)
             except TinykronError as error:
                 raise type(error)(f"{name}: {error}") from error
             progress.advance(1, name)
     return_memory()
-    budgets = _Budgets(model, found, lookups, params, bytes, flops, value_bytes)
     sensitivities = dict.fromkeys(found, 1.0)
     if calibration is not None:
         say("measuring what each matrix does to the predictions")
@@ -230,7 +235,7 @@ class _Budgets:
     def __init__(
         self,
         model: Module,
-        found: dict[str, Candidates],
+        shapes: dict[str, Shape],
         lookups: set[str],
         params: float | None,
         bytes: float | None,
@@ -243,9 +248,9 @@ class _Budgets:
             if number is not None and not number > 0:
                 raise TinykronError(f"plan: {name}: found {number}, expected a share up to 1, or a number above 1")
         total = model.parameter_count()
-        self.dense = sum(options.dense[0] * options.dense[1] for options in found.values())
+        self.dense = sum(rows * columns for rows, columns in shapes.values())
         self.lookups = lookups
-        self.dense_flops = float(sum(options.flops[-1] for name, options in found.items() if name not in lookups))
+        self.dense_flops = 2.0 * sum(rows * columns for name, (rows, columns) in shapes.items() if name not in lookups)
         self.left = total - self.dense
         self.wanted: list[str] = []
         self.limits: list[float] = []
@@ -253,7 +258,7 @@ class _Budgets:
         if params is not None:
             allowed.append((amount(params, total), "params"))
         if bytes is not None:
-            tensors = len(model.parameters()) + len(found)  # a matrix becomes two
+            tensors = len(model.parameters()) + len(shapes)  # a matrix becomes two
             allowed.append(((amount(bytes, total * value_bytes) - HEADER * tensors) / value_bytes, "bytes"))
         if allowed:
             limit, name = min(allowed)
