@@ -414,9 +414,9 @@ def step_4(step_3_done):
     the teacher's logits besides. Slide through the training; the three recipes are lines of `race` in this lesson's
     file.
 
-    It is a race of seconds on a tiny model, and the text alone may well lead: what else is asked of a student costs
-    steps before it pays. Which recipe wins, and by how much, is a question for `tinykron run kngpt2` on your own
-    checkpoint.
+    It is a race of seconds on a tiny model. What is asked of a student beyond the text costs steps before it pays, and
+    may lie behind the text alone here. Which recipe wins, and by how much, is a question for `tinykron run kngpt2` on
+    your own checkpoint.
     """)
     return
 
