@@ -194,7 +194,7 @@ def step_2(result_1):
     needs the number itself: Python waits until all that was queued is done, and the GPU then waits for Python. A
     training loop that looks at its loss at every step does this at every step.
 
-    Here a line is fitted to points, 60 steps on the pretend device, which counts how often a value is fetched. Choose
+    Here three weights are fitted to 30 points, 60 steps on the pretend device, which counts how often a value is fetched. Choose
     how often the loop looks at its loss.
     """)
     return
@@ -213,8 +213,8 @@ def see_2(every):
     _device = kit.pretend_device()
     _draws = np.random.default_rng(0)
     with tk.device("pretend"):
-        _x = tk.Tensor(_draws.normal(size=(30, 3)).astype(np.float32))
-        _y = tk.Tensor(_draws.normal(size=(30, 1)).astype(np.float32))
+        _points = _draws.normal(size=(30, 3)).astype(np.float32)
+        _x, _y = tk.Tensor(_points), tk.Tensor(_points @ np.array([[1.0], [-0.5], [0.3]], np.float32))
         _w = tk.Tensor(np.zeros((3, 1), np.float32), requires_grad=True)
         _device.transfers, _read = 0, []
         for _step in range(60):

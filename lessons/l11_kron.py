@@ -523,7 +523,7 @@ def finish(result_1, result_2):
         result_2,
         text="""
         **Done.** Each entry of A ⊗ B is one number of A times one of B; laws let the small matrices do the work of the
-        large one, and test it. The third law is worth a lesson of its own: `tinykron lesson 12`.
+        large one, and test it. Law 3 is worth a lesson of its own: `tinykron lesson 12`.
         """,
     )
     lesson_done
