@@ -194,8 +194,8 @@ def step_2(result_1):
     needs the number itself: Python waits until all that was queued is done, and the GPU then waits for Python. A
     training loop that looks at its loss at every step does this at every step.
 
-    Here three weights are fitted to 30 points, 60 steps on the pretend device, which counts how often a value is fetched. Choose
-    how often the loop looks at its loss.
+    Here three weights are fitted to 30 points, 60 steps on the pretend device, which counts how often a value is
+    fetched. Choose how often the loop looks at its loss.
     """)
     return
 
