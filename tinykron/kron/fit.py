@@ -209,8 +209,9 @@ def _in_order(a_RMN: Array, b_RPQ: Array, first: Root, second: Root) -> KronSum:
 def _finished(fit: KronSum, dtype: Any) -> KronSum:
     """Return the fit in w's dtype, ||A|| = ||B|| in each term, the first large entry of B positive."""
     xp = xp_of(fit.a)
-    norm_a, norm_b = (xp.sqrt((factor * factor).sum(axis=(1, 2))) for factor in (fit.a, fit.b))
+    norm_a, norm_b = (xp.sqrt(xp.stack([(one * one).sum() for one in factor])) for factor in (fit.a, fit.b))
     scale = xp.sqrt(norm_b / xp.where(norm_a > 0.0, norm_a, 1.0))
     scale = xp.where(scale > 0.0, scale, 1.0) * signs(fit.b.reshape(fit.terms, -1).T)
-    a_RMN, b_RPQ = fit.a * scale[:, None, None], fit.b / scale[:, None, None]
-    return replace(fit, a=a_RMN.astype(dtype), b=b_RPQ.astype(dtype))
+    scale_R11 = scale[:, None, None].astype(fit.a.dtype)
+    a_RMN, b_RPQ = fit.a * scale_R11, fit.b / scale_R11
+    return replace(fit, a=a_RMN.astype(dtype, copy=False), b=b_RPQ.astype(dtype, copy=False))

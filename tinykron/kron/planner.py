@@ -93,11 +93,11 @@ def plan(
     largest_first = sorted(matrices, key=lambda name: max(found[name].dense) * found[name].dense[1], reverse=True)
     with Progress("fitting", len(matrices), "matrices") as progress:
         for name in largest_first:
+            return_memory()  # what came before had other sizes
             choice, fit = _settled(matrices[name], name, found[name], numbers[name], calibration)
             result[name] = replace(choice, sensitivity=sensitivities[name], lookup=name in lookups)
             if fit is not None:
                 result.fits[name] = fit
-            return_memory()  # the next is of another size
             progress.advance(1, name)
     result.notes, result.value_bytes = budgets.notes(result, outcome), value_bytes
     return measured(result, matrices)
