@@ -32,10 +32,10 @@ from tinykron.tensor import no_grad
 
 HEADER = 160  # bytes of a file that describe one tensor, at most
 TRIED_SWEEPS = 2  # of the fit by which estimates are corrected: the first bring almost all
-TIGHT, REACH = (
-    1 / 4,
-    1 / 8,
-)  # of the matrices' parameters: above the one, Kronecker sums of less than the other are left
+TIGHT = 1 / 4  # share of the matrices' parameters, up to which every Kronecker sum is a candidate
+REACH = (
+    1 / 8
+)  # of its parameters that a Kronecker sum has to hold where the budget is looser: that saves up to half of the time
 LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
 COMPARED = 1 << 23  # log-probabilities, at most, by which a sensitivity is measured: 32 MB, 166 tokens of GPT-2
 TIMED = (1, 16, 256)  # tokens
@@ -74,9 +74,14 @@ def plan(
     found, reach = {}, REACH if budgets.share > TIGHT else 0.0
     with Progress("decomposing", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
-            metrics = inputs(name, calibration), outputs(module, name, calibration)
-            try:
-                found[name] = candidates(matrix(module), *metrics, isinstance(module, Embedding), reach)
+            try:  # the metrics are kept by no name here: they may take more memory than all else
+                found[name] = candidates(
+                    matrix(module),
+                    inputs(name, calibration),
+                    outputs(module, name, calibration),
+                    own_rows=isinstance(module, Embedding),
+                    reach=reach,
+                )
             except TinykronError as error:
                 raise type(error)(f"{name}: {error}") from error
             progress.advance(1, name)
