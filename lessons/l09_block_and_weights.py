@@ -26,7 +26,7 @@ def title():
 
     **You build** the block that a transformer repeats, and a search for a matrix that was loaded the wrong way round.
 
-    **You see** a guess ripen from block to block, and one transposed matrix change all that follows, without an error.
+    **You see** a guess ripen from block to block, and what one transposed matrix does to it.
 
     **You need** lesson 8: attention.
     """)
@@ -131,7 +131,7 @@ def step_2(step_1_done):
 
 @app.function
 # EXERCISE 1. Return what a block of GPT-2 makes of x. norm_1, attend, norm_2 and mlp are
-# functions: each takes such an x, and returns an array or tensor of its shape.
+# functions: each takes an array or tensor like x, and returns one of its shape.
 def block(x, norm_1, attend, norm_2, mlp):
     raise kit.Todo
 
@@ -267,7 +267,7 @@ def step_4(result_1):
     ## 4. What the shape does not say
 
     A matrix that multiplies from the wrong side is usually found at once: its shape does not fit. But in attention,
-    many matrices are square. (In the picture after the question, the dashed line is the block with the wrong one.)
+    many matrices are square.
     """)
     return
 
@@ -327,7 +327,7 @@ def see_4(gpt2, text, turned):
     kit.row(
         kit.lines(
             {"relative error of x": _off},
-            f"{_name} transposed",
+            f"{_name} transposed; dashed: the block that holds it",
             x_label="blocks that x went through",
             mark=int(_name.split(".")[1]),
         ),
@@ -346,16 +346,16 @@ def ask_2(step_4_done):
     Somebody wrote a loader, and one square matrix is transposed. What helps is a **reference**: the hidden states that
     a right implementation returns for the same ids. tinykron's own loaders are tested so, against transformers.
 
-    `model([ids]).hidden` is a list of tensors (1, tokens, D), with their numbers in `.data`: `hidden[0]` is the
-    embedding, `hidden[i + 1]` leaves block `i`.
+    `model([ids]).hidden` is a list of tensors (1, tokens, D), with their numbers in `.data`: number 0 is the embedding,
+    number `i + 1` leaves block `i`. The two functions above are yours to use.
     """)
     return
 
 
 @app.function
-# EXERCISE 2. One of square_matrices(model) is transposed. `hidden` is such a list, from a
-# right model, for `ids`. Return the name of that matrix. with_transposed(model, name), above,
-# turns one round.
+# EXERCISE 2. One of square_matrices(model) is transposed. `hidden` is such a list of tensors,
+# too, from a right model, for `ids`. Return the name of that matrix.
+# with_transposed(model, name), above, turns one round.
 def find_transposed(model, ids, hidden):
     raise kit.Todo
 
@@ -433,7 +433,8 @@ def step_5(result_2):
     ## 5. Three families, one loop
 
     `tk.load` reads any of the three: a table of names, which axis of a matrix is the input, and one loop that fills
-    every parameter exactly once. What does not fit is said all at once, before anything is changed:
+    every parameter exactly once. What does not fit is said all at once, before anything is changed. Below, all three
+    read the same sentence; BERT fills a gap, where the others go on.
     """)
     return
 

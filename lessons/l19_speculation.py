@@ -421,10 +421,10 @@ def step_3(step_2_done):
     ## 3. What it is worth
 
     If each drafted token is accepted with probability $a$, a round of $k$ drafts writes
-    $1 + a + a^2 + \dots + a^k$ tokens on average. It takes $k$ steps through the $e$ blocks of the draft, then a check:
-    the last token still has to go through those $e$, and all of them through the rest. A small step spends its time
-    fetching weights from memory, so that one token or five in it make little difference. So count steps: a round costs
-    $k\,e + 8$ blocks in a row; without drafts, each token costs 8. The bars below are the $a$ of the curves, measured.
+    $1 + a + a^2 + \dots + a^k$ tokens on average. It takes $k$ steps through the $e$ blocks of the draft. Then comes a
+    check; it shares the cache with the draft, so that only the last token still has to go through those $e$, and all of
+    them through the $8-e$ above. A small step is spent on fetching weights: one token or five make little difference.
+    So a round costs $k\,e + 8$ blocks in a row; without drafts, each token costs 8.
     """)
     return
 
@@ -479,7 +479,7 @@ def see_3(ahead):
         ),
         kit.bars(
             {f"{_e} blocks": 100 * _a for _e, _a in _agreement.items()},
-            "drafts that the model would write too, percent",
+            "drafts that the model would write too, percent: the a of the curves",
         ),
     )
     return
