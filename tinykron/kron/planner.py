@@ -94,10 +94,10 @@ def plan(
     result = KronPlan()
     numbers = dict(zip(matrices, outcome.chosen, strict=True))
     result.update((name, _choice(found[name], number)) for name, number in numbers.items())  # in the model's order
-    # The largest first: they take the most memory beside the fits that are already there
-    largest_first = sorted(matrices, key=lambda name: max(found[name].dense) * found[name].dense[1], reverse=True)
+    # The widest inputs first: their metrics take the most memory beside the fits that are already there
+    widest_first = sorted(matrices, key=lambda name: found[name].dense[::-1], reverse=True)
     with Progress("fitting", len(matrices), "matrices") as progress:
-        for name in largest_first:
+        for name in widest_first:
             return_memory()  # what came before had other sizes
             choice, fit = _settled(matrices[name], name, found[name], numbers[name], calibration)
             result[name] = replace(choice, sensitivity=sensitivities[name], lookup=name in lookups)
