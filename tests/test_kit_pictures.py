@@ -136,6 +136,34 @@ def test_a_band_is_wide_and_pale_and_the_other_curves_are_not():
         pictures.lines({"front": [1, 2]}, "losses", band="none")
 
 
+def test_an_axis_begins_where_it_is_asked_to_unless_a_curve_goes_lower():
+    def ends(**options):
+        return re.findall(r'text-anchor="end"[^>]*>([^<]+)<', pictures.lines({"loss": [4.0, 3.0]}, **options))[:2]
+
+    assert ends() == ["4", "3"] and ends(low=0.0) == ["4", "0"] and ends(low=3.5) == ["4", "3"]
+
+
+@pytest.mark.parametrize(
+    ("bent", "said"),
+    [
+        ({}, ""),
+        ({"log_x": True}, "across"),
+        ({"log_y": True}, "upright"),
+        ({"log_x": True, "log_y": True}, "across and upright"),
+    ],
+)
+def test_a_caption_says_which_axis_is_logarithmic(bent, said):
+    drawn = pictures.lines({"loss": [4.0, 3.0]}, "losses", x=[1.0, 2.0], **bent)
+    assert ("logarithmic: " + said + "<" in drawn) if said else ("logarithmic" not in drawn)
+
+
+def test_a_long_number_beside_a_bar_stays_inside():
+    drawn = pictures.bars({"factors": 9216, "dense": 524_288_000.0 / 8}, "numbers")
+    width = int(re.search(r'<svg[^>]* width="(\d+)"', drawn)[1])
+    place = float(re.search(r'<text x="([\d.]+)"[^>]*>65,536,000<', drawn)[1])
+    assert place + 6.6 * len("65,536,000") <= width
+
+
 @pytest.mark.parametrize(
     ("number", "written"),
     [

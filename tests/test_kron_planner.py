@@ -56,6 +56,12 @@ def test_a_tight_budget_has_every_sum_to_choose_from(monkeypatch: pytest.MonkeyP
     assert sum(choice.loss or 0.0 for choice in few.values()) < sum(choice.loss or 0.0 for choice in fewer.values())
 
 
+def test_a_model_in_training_stays_in_training() -> None:
+    model = wide_gpt2().train()
+    kron.plan(model, params=0.6, calibration=BATCHES)
+    assert all(module.training for _, module in model.modules())
+
+
 def test_a_bad_budget_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "candidates", None)
     with pytest.raises(TinykronError, match="plan: params: found -1"):

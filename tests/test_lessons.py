@@ -137,6 +137,7 @@ def test_every_slider_works_to_both_ends(name, device):
             if widget.startswith("guess_"):
                 options = widget.replace("guess", "options")
                 also[options] = run(module)[1][options]
+                assert value is None or value in also[options], (widget, value)
             page, defined = run(module, **right, **also, **{widget: types.SimpleNamespace(value=value)})
             assert defined["lesson_done"], (widget, value)
             assert page.count("<figure") == ANSWERS[name].pictures, (widget, value)

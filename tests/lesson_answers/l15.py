@@ -43,7 +43,7 @@ ANSWERS = Answers(
         "alike": (0.0, 0.95),
         "sweeps": (0, 12),
         "layer": (0, 7),
-        "guess_4": ("yes, where it is far off, inputs are rare", "a little further than the plain fit", None),
+        "guess_4": ("further from W than a matrix of zeros", "a little further than the plain fit", None),
     },
     pictures=5,
 )

@@ -181,5 +181,5 @@ def _watched(model: Module, note: Callable[[str, Any], None], names: set[str] | 
     watches: dict[Module, Module] = {}
     for name, module in model.modules():
         if isinstance(module, Linear | Embedding) and (names is None or name in names) and module not in watches:
-            watches[module] = Watched(module, partial(note, name))
+            watches[module] = Watched(sharing_copy(module), partial(note, name))
     return sharing_copy(model, watches).eval()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,7 @@ from tinykron.tensor import no_grad
 HEADER = 160  # bytes of a file that describe one tensor, at most
 TRIED_SWEEPS = 2  # of the fit by which estimates are corrected: the first bring almost all
 TIGHT = 1 / 4  # share of the matrices' parameters, up to which every Kronecker sum is a candidate
-REACH = (
-    1 / 8
-)  # of its parameters that a Kronecker sum has to hold where the budget is looser: that saves up to half of the time
+REACH = 1 / 8  # share of its parameters that a Kronecker sum holds at least, where the budget is looser: saves time
 LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
 COMPARED = 1 << 23  # log-probabilities, at most, by which a sensitivity is measured: 32 MB, 166 tokens of GPT-2
 TIMED = (1, 16, 256)  # tokens
@@ -149,10 +146,8 @@ def _sensitivities(
     share  of its parameters that each matrix is tried at
     """
     ids = _some(calibration.sample, COMPARED // _predictions(model, calibration.sample[:1, :1]).shape[-1])
-    answers: dict[Module, Any] = {}
-    blocks = list(getattr(model, "blocks", ()))
-    recorded = sharing_copy(model, {block: Recorded(block, partial(answers.__setitem__, block)) for block in blocks})
-    reference = _predictions(recorded.eval(), ids)
+    blocks = {block: Remembering(sharing_copy(block)) for block in getattr(model, "blocks", ())}
+    reference = _predictions(sharing_copy(model, blocks).eval(), ids)
     result = {}
     with Progress("measuring", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
@@ -165,9 +160,8 @@ def _sensitivities(
                 fit = fit_of(module, name, choice, calibration, sweeps=TRIED_SWEEPS)
                 kind = KronLinear if isinstance(module, Linear) else KronEmbedding
                 new = kind.from_dense(module, fit)  # type: ignore[arg-type]
-                before = blocks[: _first_block(name)]  # these answer as they did
-                replayed = {block: Replayed(answers[block]) for block in before}
-                changed = sharing_copy(model, {module: new, **replayed}).eval()
+                before = dict(list(blocks.items())[: _first_block(name)])  # these answer as they did
+                changed = sharing_copy(model, {module: new, **before}).eval()
                 loss = max((fit.error or 0.0) ** 2, 1e-6)
                 if options.estimated[tried]:
                     found[name] = options.corrected(loss / max(float(options.loss[tried]), 1e-6))
@@ -176,25 +170,15 @@ def _sensitivities(
     return result
 
 
-class Recorded(Module):
-    """A block that tells what it answers."""
+class Remembering(Module):
+    """A block that computes once, and gives the same answer ever after."""
 
-    def __init__(self, inner: Module, tell: Callable[[Any], None]) -> None:
-        self.inner, self.tell = inner, tell
-
-    def forward(self, *inputs: Any) -> Any:
-        answer = self.inner(*inputs)
-        self.tell(answer)
-        return answer
-
-
-class Replayed(Module):
-    """What a block answered once, in its place."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
+    def __init__(self, inner: Module) -> None:
+        self.inner, self.answer = inner, None
 
     def forward(self, *inputs: Any) -> Any:
+        if self.answer is None:
+            self.answer = self.inner(*inputs)
         return self.answer
 
 
