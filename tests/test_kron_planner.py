@@ -64,8 +64,9 @@ def test_a_model_in_training_stays_in_training() -> None:
 
 def test_a_bad_budget_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "candidates", None)
+    monkeypatch.setattr(planner, "calibrate", None)
     with pytest.raises(TinykronError, match="plan: params: found -1"):
-        kron.plan(wide_gpt2(), params=-1)
+        kron.plan(wide_gpt2(), params=-1, calibration=BATCHES)
 
 
 def test_a_number_of_parameters(planned: tuple[Any, kron.KronPlan]) -> None:

@@ -63,11 +63,11 @@ def plan(
     """
     say = say or (lambda line: None)
     matrices = _matrices(model, names)
-    if isinstance(calibration, Sequence):
-        calibration = calibrate(model, calibration, matrices, say)
-    lookups = _lookups(model, matrices, calibration)
+    lookups = _lookups(model, matrices)
     shapes = {name: matrix(module).shape for name, module in matrices.items()}
     budgets = _Budgets(model, shapes, lookups, params, bytes, flops, value_bytes)
+    if isinstance(calibration, Sequence):
+        calibration = calibrate(model, calibration, matrices, say)
     found, reach = {}, REACH if budgets.share > TIGHT else 0.0
     with Progress("decomposing", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
@@ -122,12 +122,10 @@ def _matrices(model: Module, names: Iterable[str] | None) -> dict[str, Linear | 
     return found
 
 
-def _lookups(model: Module, matrices: dict[str, Any], calibration: Calibration | None) -> set[str]:
+def _lookups(model: Module, matrices: dict[str, Any]) -> set[str]:
     """Return the names of the tables that are only looked up: nothing is multiplied with them."""
-    if calibration is None:
-        calibration = trace(model, np.zeros((1, 2), np.int64), set(matrices))
     tables = {name for name, module in matrices.items() if isinstance(module, Embedding)}
-    return tables - calibration.moments.keys()
+    return tables - trace(model, np.zeros((1, 2), np.int64), set(matrices)).moments.keys()
 
 
 # Sensitivity ----------------------------------------------------------------------------------------------------------
