@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +20,21 @@ import torch
 from torch.nn.functional import linear
 
 PEERS = {"lycoris": "lycoris-lora", "peft": "peft", "pyfastkron": "pyfastkron"}  # module: what pip calls it
+USED = {
+    "lycoris": "lycoris.functional.lokr",
+    "peft": "peft.tuners.lokr.layer",
+    "pyfastkron": "pyfastkron.fastkrontorch",
+}
+
+
+def loads(name: str) -> bool:
+    """Whether what is used of a peer can be imported: one that lacks something of its own spoils no other's figures."""
+    try:
+        import_module(USED[name])
+    except Exception as error:  # whatever a peer raises
+        print(f"{PEERS[name]}: {type(error).__name__}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 class Side:
@@ -33,13 +49,16 @@ class Side:
         self.drawn, self.checked = drawn, CHECKED
         self.peers = {"lycoris": self.lycoris, "peft": self.peft, "pyfastkron": self.fastkron}
         self.missing = [name for name in self.peers if not find_spec(name)]
+        self.broken = [name for name in self.peers if name not in self.missing and not loads(name)]
+        self.peers = {name: self.peers[name] for name in self.peers if name not in self.missing + self.broken}
 
     def describe(self) -> dict[str, str]:
         found = {"torch": f"{torch.__version__} {'with' if torch.backends.mkl.is_available() else 'without'} MKL"}
-        found |= {name: version(PEERS[name]) for name in PEERS if name not in self.missing}
-        return found | (
-            {"not measured, not installed": ", ".join(map(PEERS.get, self.missing))} if self.missing else {}
-        )
+        found |= {name: version(PEERS[name]) for name in self.peers}
+        for why, names in (("not installed", self.missing), ("cannot be imported", self.broken)):
+            if names:
+                found[f"not measured, {why}"] = ", ".join(PEERS[name] for name in names)
+        return found
 
     def case(self, request: dict[str, Any]) -> dict[str, Any]:
         arrays = [torch.from_numpy(array).to(self.device) for array in self.drawn(request)]
@@ -56,8 +75,7 @@ class Side:
             "einsum": self.einsum,
         }
         for name, prepare in self.peers.items():
-            if name not in self.missing:
-                self.ways[name] = prepare()
+            self.ways[name] = prepare()
         return {"ways": list(self.ways)}
 
     # The ways: y = x W^T from x (T, N*Q) and a (R, M, N), b (R, P, Q) or the terms
@@ -132,6 +150,7 @@ class Side:
         return {"seconds": seconds}
 
     def time(self, way: str, seconds: float) -> dict[str, Any]:
+        self.run(way)
         least, start = float("inf"), time.perf_counter()
         while least == float("inf") or time.perf_counter() - start < seconds:
             before = time.perf_counter()

@@ -122,6 +122,21 @@ def test_the_summary_counts_what_is_met():
     assert rows[0].ratio(bench_kron.PEERS) == ("peft", 3.0)
 
 
+def test_a_target_that_the_multiplications_alone_miss_is_beyond_any_program():
+    """The dense product takes 192 multiplications here; a term of (3, 2) x (2, 4) takes 112."""
+    quick = made_up(tinykron=1.0, lycoris=9.0, dense_NumPy=0.96)  # .005 a multiplication: .56 for the term
+    slow = made_up(tinykron=1.0, lycoris=1.11, dense_NumPy=5.0)
+    possible = made_up(tinykron=1.0, lycoris=1.13, dense_NumPy=5.0)
+    assert bench_kron.out_of_reach([quick, slow, possible], bench_kron.PEERS, 2.0) == 1
+    assert bench_kron.out_of_reach([slow, possible], bench_kron.PEERS, 2.0) == 2
+    assert (
+        "at least 2.0 in 1 of 3 cases, and 1 are beyond any program" in bench_kron.summary([quick, slow, possible])[0]
+    )
+    both = Case((6, 8), "small", (3, 2), 1, 4, True)
+    assert both.multiplications == (3 * 112, 3 * 192)
+    assert Case((6, 8), "small", (3, 2), 3, 40, False).multiplications == (40 * 48 + 3 * 48, 40 * 48)
+
+
 def test_the_report_is_printed_and_plain_values_for_json(report):
     text = bench_kron.render(report)
     assert text.count("8 -> 6 small") >= len(report.rows) and "3x2x2x4" in text

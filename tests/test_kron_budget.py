@@ -64,9 +64,9 @@ def test_the_check_refuses(wrong: str) -> None:
     right = allocate(options, [4.0])
     check(right, options, [4.0])
     spoiled = {
-        "dearer": Allocation([2, 2], 0.0, 0.0, True),
-        "lossier": Allocation([0, 1], 4.0, 0.0, True),
-        "bound": Allocation(right.chosen, right.loss, 2.5, True),
+        "dearer": Allocation([2, 2], 0.0, 0.0, True, right.prices),
+        "lossier": Allocation([0, 1], 4.0, 0.0, True, right.prices),
+        "bound": Allocation(right.chosen, right.loss, 2.5, True, right.prices),
     }[wrong]
     with pytest.raises(AssertionError):
         check(spoiled, options, [4.0])

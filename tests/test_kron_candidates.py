@@ -15,7 +15,7 @@ from tinykron import kron
 from tinykron.backend import in_threads, to_device
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import divisors
-from tinykron.kron.candidates import _square, candidates, undominated
+from tinykron.kron.candidates import CLOSER, FIRST, Candidates, _square, candidates, decided, undominated
 from tinykron.kron.plan import Choice
 
 
@@ -117,13 +117,63 @@ def test_shapes_slower_than_dense_are_left_out() -> None:
     assert found.flops.max() == 2 * w.size and found.parameters.max() == w.size
 
 
-def test_sums_that_hold_little_are_left_out_where_asked() -> None:
-    w = drawn(48, 48)
-    every, large = candidates(w), candidates(w, reach=0.5)
-    assert 1 < len(large.loss) < len(every.loss)
-    sums = large.shapes[:, 1] > 1
-    assert (large.parameters[sums] >= 0.5 * w.size).all() and (large.parameters[~sums] < 0.1 * w.size).any()
-    assert (every.parameters[every.shapes[:, 1] > 1] < 0.1 * w.size).any()
+def losses_by_option(found: Candidates) -> dict[tuple[tuple[int, int], int], float]:
+    options = zip(map(tuple, found.shapes.tolist()), found.terms.tolist(), strict=True)
+    return dict(zip(options, found.loss.tolist(), strict=True))
+
+
+def outliers() -> np.ndarray:
+    """A matrix of noise in which one sum stands out: where the first bound is far off."""
+    generator = np.random.default_rng(3)
+    terms = [np.kron(*generator.standard_normal((2, 16, 16))) for _ in range(3)]
+    return (generator.standard_normal((256, 256)) + sum(terms)).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["none", "inputs"])
+@pytest.mark.parametrize("kind", ["flat", "outliers"])
+def test_bounds_are_bounds_and_hide_nothing(device: str, kind: str, metric: str) -> None:
+    w = drawn(256, 256) if kind == "flat" else outliers()
+    c = None if metric == "none" else to_device(second_moment(np.random.default_rng(1), 256))
+    every, some = (candidates(to_device(w), c, reach=reach) for reach in (0.0, 0.5))
+    assert not every.optimistic.any() and some.optimistic.any() and not some.optimistic[-1]
+    for looks in (FIRST, CLOSER, 0):
+        bounded = some.optimistic > 0
+        assert set(some.optimistic[bounded].tolist()) <= {FIRST, CLOSER, looks}
+        assert (some.parameters[bounded] < 0.5 * w.size).all() and not (some.shapes[bounded, 1] == 1).any()
+        left, exact = losses_by_option(some), losses_by_option(every)
+        for (option, loss), parameters, flops in zip(exact.items(), every.parameters, every.flops, strict=True):
+            no_worse = (some.parameters <= parameters) & (some.flops <= flops) & (some.loss <= loss + 1e-6)
+            assert option in left or some.optimistic[no_worse].any()
+        assert all(left[option] <= exact[option] + 1e-6 for option in left.keys() & exact.keys())
+        shapes = {(m, n) for m, n in some.shapes[bounded].tolist()}
+        if looks:
+            some = decided(some, shapes, to_device(w), c)
+    assert left == exact
+
+
+def test_a_closer_look_knows_more_where_directions_stand_out() -> None:
+    w = outliers()
+    first = candidates(w, reach=0.5)
+    some = {(m, n) for m, n in first.shapes[first.optimistic > 0].tolist()}
+    second = decided(first, some, w)
+    closer = losses_by_option(second)
+    before = {
+        option: loss for option, loss in losses_by_option(first).items() if option in closer and option[0] in some
+    }
+    assert before and all(closer[option] >= loss for option, loss in before.items())
+    assert sum(closer[option] > loss + 0.01 for option, loss in before.items()) > 10
+    assert (second.optimistic > 0).sum() < (first.optimistic > 0).sum()  # the others are beaten, it is known now
+
+
+def test_a_decision_keeps_the_correction_of_estimates() -> None:
+    w, c = drawn(256, 256), second_moment(np.random.default_rng(1), 256)
+    first = candidates(w, c, reach=0.5).corrected(1.5)
+    shape = next((m, n) for m, n in first.shapes[first.optimistic > 0].tolist())
+    settled = decided(decided(first, {shape}, w, c), {shape}, w, c)
+    exact = losses_by_option(candidates(w, c))
+    mine = {option: loss for option, loss in losses_by_option(settled).items() if option[0] == shape}
+    assert settled.ratio == 1.5
+    assert all(loss == min(1.0, 1.5 * exact[option]) for option, loss in mine.items() if option in exact)
 
 
 @given(points=st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))

@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_close, host
-from tests.tiny_training import CONTEXT, TOKENS, tiny_gpt2
+from tests.tiny_training import BATCHES, tiny_gpt2, wide_gpt2
 from tinykron import checkpoint, kron, nn
 from tinykron.errors import DataError, TinykronError
 from tinykron.kron import planner
-from tinykron.kron.candidates import candidates
+from tinykron.kron.sensitivity import LEAST
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.llama import Llama, LlamaConfig
-
-BATCHES = [TOKENS[start : start + 4 * CONTEXT].reshape(4, CONTEXT).astype(np.int64) for start in (0, 64, 128)]
-
-
-def wide_gpt2() -> Any:
-    return tiny_gpt2(spread=10.0, n_embd=16, n_inner=48).eval()
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +35,24 @@ def test_a_share_of_the_parameters_is_met_and_used(device: str, share: float) ->
     assert {parameter.device for parameter in small.parameters()} == {device}
 
 
-def test_a_tight_budget_has_every_sum_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wide_gpt2()
-    names = [name for name in kron.compress.dense_shapes(model) if name.startswith("blocks.")]
-    inside = sum(model.get(name).weight.size for name in names)
-    limit = model.parameter_count() - inside + 0.15 * inside
-    few = kron.plan(model, params=limit, names=names)
-    monkeypatch.setattr(planner, "TIGHT", 0.0)
-    fewer = kron.plan(model, params=limit, names=names)
-    assert any(
-        choice.kind == "Kronecker" and choice.parameters < planner.REACH * choice.parameters_before
-        for choice in few.values()
-    )
-    assert sum(choice.loss or 0.0 for choice in few.values()) < sum(choice.loss or 0.0 for choice in fewer.values())
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_bounds_save_decompositions_and_change_no_plan(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix that is a sum of three terms is found to be one, though sums so small had only bounds at first."""
+    model, generator = tiny_gpt2(n_embd=64, n_inner=256).eval(), np.random.default_rng(3)
+    terms = [np.kron(*(generator.standard_normal((8, size)) for size in (8, 32))) for _ in range(3)]
+    model.blocks[0].mlp.up.weight.data = (0.02 * sum(terms)).astype(np.float32)
+    monkeypatch.setattr("tinykron.kron.candidates.PROBED", 32)
+    plans, said = [], []
+    for reach in (0.0, 1.0):
+        monkeypatch.setattr(planner, "REACH", reach)
+        plans.append(kron.plan(model, params=share, say=said.append))
+    exact, bounded = [{name: (c.shape, c.terms, c.loss) for name, c in plan.items()} for plan in plans]
+    assert bounded == exact and exact["blocks.0.mlp.up"][:2] == ((8, 8), 3)
+    assert said and all(line.startswith("looking closer at ") for line in said)
 
 
 def test_a_model_in_training_stays_in_training() -> None:
-    model = wide_gpt2().train()
+    model = tiny_gpt2(resid_pdrop=0.5, embd_pdrop=0.5).train()
     kron.plan(model, params=0.6, calibration=BATCHES)
     assert all(module.training for _, module in model.modules())
 
@@ -145,29 +140,6 @@ def test_what_a_plan_says_is_so(planned: tuple[Any, kron.KronPlan]) -> None:
     assert all(line in str(plan) for line in plan.notes)
 
 
-def test_estimates_are_corrected_by_what_a_fit_shows() -> None:
-    model, seen, checked = wide_gpt2(), kron.calibrate(wide_gpt2(), BATCHES), 0
-    for name in ("blocks.0.mlp.down", "blocks.1.mlp.down", "blocks.1.mlp.up", "blocks.0.attention.output"):
-        module = model.get(name)
-        w, covariance = kron.compress.matrix(module), seen.covariance(name)
-        before = candidates(w, covariance)
-        found = {name: before}
-        planner._sensitivities(model, {name: module}, found, seen, 0.6)
-        fits = np.flatnonzero(before.parameters <= 0.6 * w.size)
-        tried = fits[before.loss[fits].argmin()]
-        if not before.estimated[tried]:
-            assert found[name] is before
-            continue
-        fit = kron.nearest(w, tuple(before.shapes[tried].tolist()), int(before.terms[tried]), covariance, sweeps=2)
-        ratio = fit.error**2 / before.loss[tried]
-        assert abs(ratio - 1.0) > 0.01
-        expected = before.corrected(ratio)
-        assert_close(found[name].loss, expected.loss, rtol=1e-6)
-        assert np.array_equal(found[name].shapes, expected.shapes)
-        checked += 1
-    assert checked
-
-
 def test_a_plan_can_be_saved_edited_and_carried_out(planned: tuple[Any, kron.KronPlan]) -> None:
     model, plan = planned
     again = kron.KronPlan.from_json(plan.to_json())
@@ -195,42 +167,6 @@ def test_a_plan_can_be_carried_out_twice(planned: tuple[Any, kron.KronPlan]) -> 
     assert_close(kron.factorise(model, plan)(BATCHES[0]).logits, before)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
-def test_sensitivity_is_the_divergence_of_the_whole_model_per_loss(device: str, family: str) -> None:
-    """Blocks before the matrix are not computed again; here they are."""
-    generator = np.random.default_rng(3)
-    model: Any = wide_gpt2()
-    if family == "llama":
-        model = Llama(LlamaConfig(len(model.embedding.weight), 8, 12, 3, 4, 2, tie_word_embeddings=False), generator)
-    elif family == "bert":
-        model = Bert(BertConfig(len(model.embedding.weight), 8, 3, 2, 12, CONTEXT, head="masked_lm"), generator)
-    model = model.eval().to(device)
-    names = [name for name in kron.compress.dense_shapes(model) if name.startswith(("blocks.", "embedding", "head"))]
-    names = [name for name in names if name.endswith(("query", "down", "embedding", "head"))]
-    matrices = {name: model.get(name) for name in names}
-    seen = kron.calibrate(model, BATCHES, matrices)
-    found = {
-        name: candidates(kron.compress.matrix(module), seen.covariance(name), own_rows=isinstance(module, nn.Embedding))
-        for name, module in matrices.items()
-    }
-    options = dict(found)
-    sensitivities = planner._sensitivities(model, matrices, found, seen, 0.6)
-    ids = planner._some(seen.sample, planner.COMPARED // len(model.embedding.weight))
-    reference, checked = planner._predictions(model, ids), 0
-    for name, module in matrices.items():
-        fits = np.flatnonzero(options[name].parameters <= 0.6 * np.prod(options[name].dense))
-        if not len(fits):
-            continue
-        choice = planner._choice(options[name], int(fits[options[name].loss[fits].argmin()]))
-        fit = kron.compress.fit_of(module, name, choice, seen, sweeps=planner.TRIED_SWEEPS)
-        kind = kron.KronEmbedding if isinstance(module, nn.Embedding) else kron.KronLinear
-        whole = kron.compress.copy_with(model, {module: kind.from_dense(module, fit)})
-        apart = planner.divergence(reference, planner._predictions(whole, ids))
-        assert sensitivities[name] == pytest.approx(max(planner.LEAST, apart / max(fit.error**2, 1e-6)), rel=1e-2)
-        checked += name.startswith(f"blocks.{len(model.blocks) - 1}.")
-    assert checked
-
-
 def test_sensitivity_counts_what_reaches_the_predictions() -> None:
     """A matrix whose outputs are multiplied by nothing is the first to be given up."""
     model = wide_gpt2()
@@ -238,8 +174,8 @@ def test_sensitivity_counts_what_reaches_the_predictions() -> None:
     plan = kron.plan(model, params=0.8, calibration=BATCHES)
     idle = [plan[f"blocks.1.attention.{part}"] for part in ("query", "key", "value")]
     others = [plan[f"blocks.0.attention.{part}"] for part in ("query", "key", "value")]
-    assert all(choice.sensitivity == planner.LEAST for choice in idle)
-    assert all((choice.sensitivity or 0.0) > 100 * planner.LEAST for choice in others)
+    assert all(choice.sensitivity == LEAST for choice in idle)
+    assert all((choice.sensitivity or 0.0) > 100 * LEAST for choice in others)
     assert sum(choice.parameters for choice in idle) < 0.5 * sum(choice.parameters for choice in others)
 
 
@@ -264,22 +200,6 @@ def test_a_table_that_is_only_looked_up_costs_no_flops() -> None:
     assert 0.4 * plan.flops_before < plan.flops <= 0.5 * plan.flops_before
     again = kron.KronPlan.from_json(plan.to_json())
     assert (again.flops, again.flops_before) == (plan.flops, plan.flops_before)
-
-
-def test_a_large_vocabulary_is_compared_on_fewer_tokens() -> None:
-    ids = np.arange(12).reshape(3, 4)
-    for tokens, shape in ((100, (3, 4)), (12, (3, 4)), (11, (2, 4)), (4, (1, 4)), (3, (1, 3)), (0, (1, 1))):
-        found = planner._some(ids, tokens)
-        assert found.shape == shape and (found == ids[: shape[0], : shape[1]]).all()
-
-
-def test_divergence() -> None:
-    p, q = (np.random.default_rng(i).dirichlet(np.ones(5), size=(2, 3)) for i in (0, 1))
-    wanted = (p * np.log(p / q)).sum(-1).mean()
-    assert planner.divergence(np.log(p), np.log(q)) == pytest.approx(wanted)
-    assert planner.divergence(np.log(p), np.log(p)) == 0.0
-    hidden = 3.0 * p
-    assert planner.divergence(hidden, 2.0 * hidden) == pytest.approx(1.0)
 
 
 def test_budgets_that_cannot_be_met_say_what_can() -> None:

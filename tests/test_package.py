@@ -25,7 +25,7 @@ ORDER = """
 errors files backend tensor shapes ops fused attention gradcheck nn progress
 kron.algebra kron.order kron.product kron.factors kron.spectral kron.operators kron.kronecker_sum
 kron.svd kron.metric kron.als kron.fit kron.controls kron.calibration kron.linear
-kron.plan kron.budget kron.candidates kron.compress kron.nested kron.planner kron.presets kron.__init__
+kron.plan kron.budget kron.candidates kron.compress kron.nested kron.sensitivity kron.planner kron.presets kron.__init__
 models.checks models.transformer models.classes models.gpt2 models.bert_config models.bert models.llama
 models.exit_parts models.__init__
 safetensors_file tokenizer hub checkpoint data instructions accumulate features distances losses distill teacher_cache

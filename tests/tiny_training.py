@@ -20,6 +20,7 @@ VOCABULARY, CONTEXT = 13, 8
 TOKENS = np.tile(np.random.default_rng(7).permutation(VOCABULARY), 20)  # each token tells the next
 SETTINGS = Settings(steps=100, batch=2, context=CONTEXT, lr=1e-2, warmup=3, seed=5, checkpoint_every=1)
 SHORT = replace(SETTINGS, steps=6, warmup=1)
+BATCHES = [TOKENS[start : start + 4 * CONTEXT].reshape(4, CONTEXT).astype(np.int64) for start in (0, 64, 128)]
 
 
 class Scripted(GPT2):
@@ -45,6 +46,11 @@ def tiny_gpt2(
         if parameter.ndim == 2:
             parameter.data *= spread
     return model
+
+
+def wide_gpt2() -> Any:
+    """One in evaluation whose matrices divide in many ways, and matter."""
+    return tiny_gpt2(spread=10.0, n_embd=16, n_inner=48).eval()
 
 
 def at(number: int, action: Callable[[], object]) -> Callable[[int], object]:

@@ -29,6 +29,7 @@ from tinykron.errors import TinykronError
 from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.plan import KronPlan
 from tinykron.kron.presets import ATTENTION, kngpt2_plan, kroneckerbert8_plan, kroneckerbert21_plan, krony_pt_plan
+from tinykron.kron.product import multiplications_of
 from tinykron.progress import Progress
 
 MATRICES = {  # of GPT-2 small and BERT-base, (out, in), by the names that plans use; KnGPT2 takes every second block
@@ -78,6 +79,15 @@ class Case:
         """Whether so many terms make sense: those with no fewer parameters than the matrix are better built once."""
         (m, n), (p, q) = self.shape, self.other
         return self.terms * (m * n + p * q) < m * p * n * q
+
+    @property
+    def multiplications(self) -> tuple[int, int]:
+        """The fewest that any way takes, by the factors or by the matrix once it is built; and those by the matrix."""
+        passes = 3 if self.backward else 1  # x's gradient, and the factors', take as many again each
+        size = self.dense[0] * self.dense[1]
+        factors = passes * self.rows * self.terms * multiplications_of(self.shape, self.other)
+        dense = passes * self.rows * size
+        return min(factors, dense + self.terms * size), dense
 
     def request(self) -> dict[str, Any]:
         a, b = (self.terms, *self.shape), (self.terms, *self.other)
@@ -293,11 +303,27 @@ def summary(rows: list[Row]) -> list[str]:
             met = sum(ratio >= target for ratio, _ in found)
             mean = exp(fmean(log(ratio) for ratio, _ in found))
             where = f"{case.dense[1]} -> {case.dense[0]} {case.name}, {case.terms} terms, {case.rows} rows"
+            count = f"at least {target} in {met} of {len(found)} cases"
+            if beyond := out_of_reach(rows, names, target):
+                count += f", and {beyond} are beyond any program"
             lines.append(
-                f"against {title}: {mean:.2f} times as fast (geometric mean); at least {target} in {met} of"
-                f" {len(found)} cases; least {worst:.2f}: {where}"
+                f"against {title}: {mean:.2f} times as fast (geometric mean); {count}; least {worst:.2f}: {where}"
             )
     return lines
+
+
+def out_of_reach(rows: list[Row], names: Iterable[str], target: float) -> int:
+    """Return how many rows miss a target that no program could meet.
+
+    There the fewest multiplications alone take longer than the target allows, at the rate of the quickest dense product
+    of all rows: whatever else there is to do, reading and writing included, would have to be free.
+    """
+    rate = min(row.times[way].least / row.case.multiplications[1] for row in rows for way in DENSE if way in row.times)
+    ratios = [(row, ratio[1]) for row in rows if (ratio := row.ratio(names))]
+    return sum(
+        ratio < target and ratio * row.times["tinykron"].median < target * rate * row.case.multiplications[0]
+        for row, ratio in ratios
+    )
 
 
 def _refusals(rows: list[Row]) -> list[str]:

@@ -39,6 +39,7 @@ class Allocation:
     loss: float  # of all together
     bound: float  # no choice within the budgets has less
     exact: bool  # whether the finish looked at all that could be better
+    prices: np.ndarray  # (C,) of the costs, at which the bound was found
 
     @property
     def gap(self) -> float:
@@ -46,9 +47,10 @@ class Allocation:
         return 0.0 if self.exact or self.loss <= 0.0 else max(0.0, 1.0 - self.bound / self.loss)
 
 
-def allocate(options: Sequence[Options], budgets: Sequence[float]) -> Allocation:
+def allocate(options: Sequence[Options], budgets: Sequence[float], finish: bool = True) -> Allocation:
     """Return the choice of least total loss whose total costs are within the budgets.
 
+    finish  or else the best that prices alone lead to, which takes a fraction of the time
     Raises BudgetError for a budget that cannot be met, TinykronError for budgets that cannot be met together.
     """
     limits = np.asarray(budgets, float)
@@ -61,7 +63,7 @@ def allocate(options: Sequence[Options], budgets: Sequence[float]) -> Allocation
         search.raise_price(0, np.zeros(1))
     else:
         search.raise_prices(np.zeros(len(limits)))
-    return search.finished()
+    return search.finished() if finish else search.priced_only()
 
 
 class BudgetError(TinykronError):
@@ -127,6 +129,15 @@ class _Search:
         prices[1] = high
         self.raise_price(0, prices)
 
+    def priced_only(self) -> Allocation:
+        """Return the best choice that was met on the way."""
+        return self._allocation(self.chosen, self.loss, exact=False)
+
+    def _allocation(self, chosen: list[int], loss: float, exact: bool) -> Allocation:
+        if not chosen:  # each budget can be met, but not all of them together
+            raise TinykronError("the budgets can each be met, but no choice was found that meets all of them")
+        return Allocation(chosen, loss, min(self.bound, loss), exact, self.prices)
+
     def finished(self) -> Allocation:
         """Merge, matrix by matrix, the options that may be part of a better choice than the one in hand."""
         slack = self.loss - self.bound
@@ -165,6 +176,4 @@ class _Search:
                 chosen.append(int(taken[state]))
                 state = int(before[state])
             chosen.reverse()
-        if not chosen:  # each budget can be met, but not all of them together
-            raise TinykronError("the budgets can each be met, but no choice was found that meets all of them")
-        return Allocation(chosen, total, min(self.bound, total), exact)
+        return self._allocation(chosen, total, exact)

@@ -14,27 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import get, return_memory, to_host
+from tinykron.backend import get, return_memory
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import KronSum, Shape
 from tinykron.kron.budget import Allocation, BudgetError, Options, allocate, amount
 from tinykron.kron.calibration import Calibration, calibrate, trace
-from tinykron.kron.candidates import Candidates, candidates
+from tinykron.kron.candidates import Candidates, candidates, decided
 from tinykron.kron.compress import fit_of, inputs, matrix, outputs
 from tinykron.kron.controls import rank_of
-from tinykron.kron.linear import KronEmbedding, KronLinear
 from tinykron.kron.plan import Choice, KronPlan
 from tinykron.kron.product import apply
-from tinykron.nn import Embedding, Linear, Module, sharing_copy
+from tinykron.kron.sensitivity import measured_sensitivities
+from tinykron.nn import Embedding, Linear, Module
 from tinykron.progress import Progress
-from tinykron.tensor import no_grad
 
 HEADER = 160  # bytes of a file that describe one tensor, at most
-TRIED_SWEEPS = 2  # of the fit by which estimates are corrected: the first bring almost all
-TIGHT = 1 / 4  # share of the matrices' parameters, up to which every Kronecker sum is a candidate
-REACH = 1 / 8  # share of its parameters that a Kronecker sum holds at least, where the budget is looser: saves time
-LEAST = 1e-9  # sensitivity of a matrix that changes nothing: the loss still counts a little
-COMPARED = 1 << 23  # log-probabilities, at most, by which a sensitivity is measured: 32 MB, 166 tokens of GPT-2
+REACH = 1 / 2  # of the budget's share: of sums that hold less of a matrix, at first a bound is enough
 TIMED = (1, 16, 256)  # tokens
 TIMING_SECONDS = 0.01  # for each figure: the least of what fits
 
@@ -68,16 +63,18 @@ def plan(
     budgets = _Budgets(model, shapes, lookups, params, bytes, flops, value_bytes)
     if isinstance(calibration, Sequence):
         calibration = calibrate(model, calibration, matrices, say)
-    found, reach = {}, REACH if budgets.share > TIGHT else 0.0
+    found = {}
     with Progress("decomposing", len(matrices), "matrices") as progress:
         for name, module in matrices.items():
-            try:  # the metrics are kept by no name here: they may take more memory than all else
-                found[name] = candidates(
-                    matrix(module),
-                    inputs(name, calibration),
-                    outputs(module, name, calibration),
-                    own_rows=isinstance(module, Embedding),
-                    reach=reach,
+            try:
+                found[name] = (
+                    candidates(  # the metrics are kept by no name here: they may take more memory than all else
+                        matrix(module),
+                        inputs(name, calibration),
+                        outputs(module, name, calibration),
+                        isinstance(module, Embedding),
+                        REACH * budgets.share,
+                    )
                 )
             except TinykronError as error:
                 raise type(error)(f"{name}: {error}") from error
@@ -86,17 +83,18 @@ def plan(
     sensitivities = dict.fromkeys(found, 1.0)
     if calibration is not None:
         say("measuring what each matrix does to the predictions")
-        sensitivities = _sensitivities(model, matrices, found, calibration, budgets.share)
-    outcome = budgets.allocate(budgets.options(found, sensitivities))
+        sensitivities = measured_sensitivities(model, matrices, found, calibration, budgets.share)
+    outcome = _allocated(budgets, matrices, found, sensitivities, calibration, say)
+    known = {name: candidate.known() for name, candidate in found.items()}
     result = KronPlan()
     numbers = dict(zip(matrices, outcome.chosen, strict=True))
-    result.update((name, _choice(found[name], number)) for name, number in numbers.items())  # in the model's order
+    result.update((name, known[name].choice(number)) for name, number in numbers.items())  # in the model's order
     # The widest inputs first: their metrics take the most memory beside the fits that are already there
     widest_first = sorted(matrices, key=lambda name: found[name].dense[::-1], reverse=True)
     with Progress("fitting", len(matrices), "matrices") as progress:
         for name in widest_first:
             return_memory()  # what came before had other sizes
-            choice, fit = _settled(matrices[name], name, found[name], numbers[name], calibration)
+            choice, fit = _settled(matrices[name], name, known[name], numbers[name], calibration)
             result[name] = replace(choice, sensitivity=sensitivities[name], lookup=name in lookups)
             if fit is not None:
                 result.fits[name] = fit
@@ -126,91 +124,6 @@ def _lookups(model: Module, matrices: dict[str, Any]) -> set[str]:
     """Return the names of the tables that are only looked up: nothing is multiplied with them."""
     tables = {name for name, module in matrices.items() if isinstance(module, Embedding)}
     return tables - trace(model, np.zeros((1, 2), np.int64), set(matrices)).moments.keys()
-
-
-# Sensitivity ----------------------------------------------------------------------------------------------------------
-
-
-def _sensitivities(
-    model: Any,
-    matrices: dict[str, Linear | Embedding],
-    found: dict[str, Candidates],
-    calibration: Calibration,
-    share: float,
-) -> dict[str, float]:
-    """Return, by name, the divergence of the predictions per unit of loss, with that matrix alone compressed.
-
-    found  is changed: where the fit that is tried shows an estimate to be off, the others of the matrix are, too
-    share  of its parameters that each matrix is tried at
-    """
-    ids = _some(calibration.sample, COMPARED // _predictions(model, calibration.sample[:1, :1]).shape[-1])
-    blocks = {block: Remembering(sharing_copy(block)) for block in getattr(model, "blocks", ())}
-    reference = _predictions(sharing_copy(model, blocks).eval(), ids)
-    result = {}
-    with Progress("measuring", len(matrices), "matrices") as progress:
-        for name, module in matrices.items():
-            options = found[name]
-            fits = np.flatnonzero(options.parameters <= share * options.dense[0] * options.dense[1])
-            tried = int(fits[options.loss[fits].argmin()]) if len(fits) else 0
-            choice = _choice(options, tried)
-            result[name] = LEAST
-            if not choice.is_dense:
-                fit = fit_of(module, name, choice, calibration, sweeps=TRIED_SWEEPS)
-                kind = KronLinear if isinstance(module, Linear) else KronEmbedding
-                new = kind.from_dense(module, fit)  # type: ignore[arg-type]
-                before = dict(list(blocks.items())[: _first_block(name)])  # these answer as they did
-                changed = sharing_copy(model, {module: new, **before}).eval()
-                loss = max((fit.error or 0.0) ** 2, 1e-6)
-                if options.estimated[tried]:
-                    found[name] = options.corrected(loss / max(float(options.loss[tried]), 1e-6))
-                result[name] = max(LEAST, divergence(reference, _predictions(changed, ids)) / loss)
-            progress.advance(1, name)
-    return result
-
-
-class Remembering(Module):
-    """A block that computes once, and gives the same answer ever after."""
-
-    def __init__(self, inner: Module) -> None:
-        self.inner, self.answer = inner, None
-
-    def forward(self, *inputs: Any) -> Any:
-        if self.answer is None:
-            self.answer = self.inner(*inputs)
-        return self.answer
-
-
-def _first_block(name: str) -> int:
-    """Return the number of the block that a matrix is in; 0 where it is in none, and may come before all of them."""
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" else 0
-
-
-def _some(ids: np.ndarray, tokens: int) -> np.ndarray:
-    """Return at most so many tokens (but one at least) of windows (B, T): whole windows where one fits."""
-    length = max(1, min(ids.shape[1], tokens))
-    return ids[: max(1, tokens // length), :length]
-
-
-def _predictions(model: Any, ids: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities (..., V) of a model with a head, the last hidden state (..., D) of one without."""
-    with no_grad():
-        out = model(ids)
-    if out.logits is None:
-        return to_host(out.hidden[-1].data).astype(np.float32)
-    logits = to_host(out.logits.data)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-
-
-def divergence(reference: np.ndarray, other: np.ndarray) -> float:
-    """Return the mean KL divergence of log-probabilities (..., V), in nats; of hidden states the relative square error.
-
-    Never negative, and 0 only where the predictions are the same: a loss on so short a text would be mostly noise.
-    """
-    if np.exp(reference).sum(axis=-1).max() > 1.0 + 1e-3:  # no log-probabilities
-        return float(((reference - other) ** 2).sum() / max(float((reference**2).sum()), 1e-30))
-    return float((np.exp(reference) * (reference - other)).sum(axis=-1).mean())
 
 
 # Budgets --------------------------------------------------------------------------------------------------------------
@@ -265,9 +178,9 @@ class _Budgets:
             result.append(Options(sensitivities[name] * candidate.loss, np.array(costs, float)))
         return result
 
-    def allocate(self, options: list[Options]) -> Allocation:
+    def allocate(self, options: list[Options], finish: bool) -> Allocation:
         try:
-            return allocate(options, self.limits)
+            return allocate(options, self.limits, finish)
         except BudgetError as error:
             wanted = self.wanted[error.number]
             if wanted == "flops":
@@ -295,12 +208,64 @@ class _Budgets:
         return [*lines, f"{found}, at least {outcome.bound:.4g} for any choice: duality gap {outcome.gap:.2%}"]
 
 
+def _allocated(
+    budgets: _Budgets,
+    matrices: dict[str, Linear | Embedding],
+    found: dict[str, Candidates],
+    sensitivities: dict[str, float],
+    calibration: Calibration | None,
+    say: Callable[[str], None],
+) -> Allocation:
+    """Return the best choice of what each matrix can become, by its number among those whose loss is known.
+
+    found  is changed: where a bound stands for a loss, and the loss might change the choice, it is computed
+    """
+    finish = False  # prices say what might matter, and take little time; the finish comes last
+    while True:
+        known = {name: candidate.known() for name, candidate in found.items()}
+        outcome = None
+        try:
+            outcome = budgets.allocate(budgets.options(known, sensitivities), finish)
+        except TinykronError:  # what no known loss allows, sums with fewer parameters may
+            if finish and not any(candidate.optimistic.any() for candidate in found.values()):
+                raise
+        hoped = _hopeful(found, budgets.options(found, sensitivities), outcome)
+        if outcome and finish and not hoped:
+            return outcome
+        finish = not hoped
+        if hoped:
+            say(f"looking closer at {sum(map(len, hoped.values()))} shapes of {len(hoped)} matrices")
+        for name, some in hoped.items():
+            found[name] = decided(
+                found[name],
+                some,
+                matrix(matrices[name]),
+                inputs(name, calibration),
+                outputs(matrices[name], name, calibration),
+                isinstance(matrices[name], Embedding),
+            )
+
+
+def _hopeful(found: dict[str, Candidates], options: list[Options], outcome: Allocation | None) -> dict[str, set[Shape]]:
+    """Return, by matrix, the shapes whose bounds leave it open whether they change the best choice of what is known.
+
+    Options whose bounds, at the prices of that choice, are no better than the best known option of their matrix leave
+    the bound on the total loss as it is. If that is all that is known of the choice, they need no loss; if it is the
+    best, they need none where a gap lies between, too. Without a choice, all are open.
+    """
+    hoped = {}
+    for (name, candidate), option in zip(found.items(), options, strict=True):
+        open_ones = candidate.optimistic > 0
+        if outcome and open_ones.any():
+            priced = option.loss + outcome.prices @ option.costs
+            gap = outcome.loss - outcome.bound if outcome.exact else 0.0
+            open_ones &= priced < priced[~open_ones].min() + gap
+        if open_ones.any():
+            hoped[name] = {(m, n) for m, n in candidate.shapes[open_ones].tolist()}
+    return hoped
+
+
 # What is settled, and how fast it is ----------------------------------------------------------------------------------
-
-
-def _choice(options: Candidates, number: int) -> Choice:
-    shape = (int(options.shapes[number, 0]), int(options.shapes[number, 1]))
-    return Choice(options.dense, shape, int(options.terms[number]))
 
 
 def _settled(
@@ -311,7 +276,7 @@ def _settled(
     The loss of a Kronecker sum was an estimate where the metric has no Kronecker factors. Fitted, it has to do at least
     as well as low rank of as many parameters, whose loss is exact; else that is taken.
     """
-    choice = _choice(options, number)
+    choice = options.choice(number)
     if choice.is_dense:
         return replace(choice, loss=0.0, energy=1.0, reason="leave dense: its parameters count more than others'"), None
     fit = fit_of(module, name, choice, calibration, certify=True)

@@ -35,18 +35,6 @@ def truncated(w: Array, shape: Shape, terms: int, by_gram: bool = False) -> Kron
     return KronSum(a_RMN, b_RPQ, error=sqrt(lost), energy=sqrt(1.0 - lost))
 
 
-def short_first(w: Array, shape: Shape) -> Array:
-    """Return w's rearrangement R, or its transpose, with no more rows than columns: vec(A) by vec(B), or the reverse.
-
-    The eigenvalues of R R^T are the errors of every sum: those behind the first k add up to the squared error of k
-    terms, all of them to the squared norm of w.
-    """
-    (m, n), (p, q) = factor_shapes(w.shape, shape)
-    w_MPNQ = w.reshape(m, p, n, q)
-    axes = (0, 2, 1, 3) if m * n < p * q else (1, 3, 0, 2)
-    return w_MPNQ.transpose(*axes).reshape(min(m * n, p * q), -1)
-
-
 def _by_svd(xp: Any, w: Array, a_shape: Shape, b_shape: Shape, terms: int) -> tuple[Array, Array, Array]:
     """Return the columns vec(A) and vec(B) of each term, and all squared singular values up to a common factor."""
     u, s, vt = xp.linalg.svd(rearrange(w, a_shape), full_matrices=False)
