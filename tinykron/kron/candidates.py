@@ -232,7 +232,7 @@ def _losses(
         if not (least < of_low_rank)[~small].any():
             return Losses(np.append(1.0, least[small & (least < of_low_rank).any()]), FIRST)
     gram = r_SL @ r_SL.T
-    square = float((gram * gram).astype(np.float64).sum())
+    square = float((gram * gram).sum())
     if compared and not (_least_loss(terms, size, whole, square) < of_low_rank).any():
         return Losses(np.ones(1))
     squares = to_host(xp.maximum(xp.linalg.eigvalsh(gram), 0.0)).astype(np.float64)
