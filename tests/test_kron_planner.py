@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,27 @@ def test_bounds_save_decompositions_and_change_no_plan(share: float, monkeypatch
     exact, bounded = [{name: (c.shape, c.terms, c.loss) for name, c in plan.items()} for plan in plans]
     assert bounded == exact and exact["blocks.0.mlp.up"][:2] == ((8, 8), 3)
     assert said and all(line.startswith("looking closer at ") for line in said)
+
+
+@pytest.mark.parametrize("budget", [{"params": 1900}, {"params": 1900, "flops": 0.09}])
+def test_what_only_the_smallest_sums_meet_is_met(budget: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Low rank takes a row and a column at least; other sums, which had only bounds at first, take less."""
+    model = tiny_gpt2(n_embd=16, n_inner=256).eval()
+    monkeypatch.setattr("tinykron.kron.candidates.PROBED", 8)
+    monkeypatch.setattr("tinykron.kron.candidates.LEADING", 4)
+    monkeypatch.setattr("tinykron.kron.candidates.SLACK", 3.0)
+    plans = []
+    for reach in (0.0, 100.0):
+        monkeypatch.setattr(planner, "REACH", reach)
+        plans.append(kron.plan(model, **budget))
+        assert plans[-1].total(model.parameter_count()) <= 1900
+        with pytest.raises(TinykronError, match="cannot be met"):
+            kron.plan(model, **(budget | {"params": 1700}))
+    assert plans[0] == {
+        name: replace(choice, microseconds=plans[0][name].microseconds) for name, choice in plans[1].items()
+    }
+    low_rank = sum(min(sum(choice.dense), choice.parameters_before) for choice in plans[0].values())
+    assert plans[0].parameters < low_rank
 
 
 def test_a_model_in_training_stays_in_training() -> None:

@@ -3,7 +3,7 @@
 One decomposition per shape gives the loss of every number of terms: what the singular values behind leave. It is not
 made where the size of the Gram matrix alone tells that low rank, which takes the fewest FLOPs that so many parameters
 can, is also the better fit, whatever the number of terms. Where it tells so of all numbers of terms that are likely to
-be chosen, the others get by with its bound: optimistic options, for which a decomposition is due once one is chosen.
+be chosen, a bound stands for the loss of the others: optimistic options, which the planner has decided if they matter.
 """
 
 from __future__ import annotations
@@ -93,9 +93,8 @@ def candidates(
     found += source.losses([shape for shape in shapes if shape != flat], low_rank, reach)
     size = rows * columns
     dense = np.array([[rows], [columns], [1.0], [size], [2.0 * size], [0.0], [0.0], [0.0]])
-    return _gathered(
-        source.dense, np.concatenate([*(source.options(*each) for each in found), dense], axis=1), low_rank, reach
-    )
+    every = np.concatenate([*(source.options(*each) for each in found), dense], axis=1)
+    return _gathered(source.dense, every, low_rank, reach)
 
 
 def decided(
@@ -175,10 +174,8 @@ class _Source:
 
     @cached_property
     def _rough(self) -> Metric:
-        covariance = self.covariance
-        return (
-            covariance if covariance is None or isinstance(covariance, tuple) else covariance.astype(self.matrix.dtype)
-        )
+        exact = self.covariance
+        return exact if exact is None or isinstance(exact, tuple) else exact.astype(self.matrix.dtype)
 
     @cached_property
     def _as_it_is(self) -> Array:
@@ -229,8 +226,9 @@ def _losses(
         return Losses(np.append(1.0, _closer(terms[small], r_SL, whole)), CLOSER)
     if compared and bound == FIRST and size >= PROBED:
         least = _least_loss(terms, size, whole, (1.0 + SLACK) * _square(r_SL))
-        if not (least < of_low_rank)[~small].any():
-            return Losses(np.append(1.0, least[small & (least < of_low_rank).any()]), FIRST)
+        hopeful = least < of_low_rank
+        if not hopeful[~small].any():
+            return Losses(np.append(1.0, least[small & hopeful.any()]), FIRST)
     gram = r_SL @ r_SL.T
     square = float((gram * gram).sum())
     if compared and not (_least_loss(terms, size, whole, square) < of_low_rank).any():
@@ -315,9 +313,8 @@ def _gathered(dense: Shape, every: np.ndarray, low_rank: np.ndarray, reach: floa
     m, n, terms, parameters, flops, loss, estimated, optimistic = every[:, kept]
     shapes = np.stack([m, n], axis=1).astype(np.int64)
     counts = terms.astype(np.int64), parameters.astype(np.int64)
-    return Candidates(
-        dense, shapes, *counts, flops, loss, estimated > 0.0, optimistic.astype(np.int64), low_rank, reach
-    )
+    bounds = optimistic.astype(np.int64)
+    return Candidates(dense, shapes, *counts, flops, loss, estimated > 0.0, bounds, low_rank, reach)
 
 
 def _kept(points: np.ndarray, optimistic: np.ndarray) -> np.ndarray:

@@ -63,22 +63,7 @@ def plan(
     budgets = _Budgets(model, shapes, lookups, params, bytes, flops, value_bytes)
     if isinstance(calibration, Sequence):
         calibration = calibrate(model, calibration, matrices, say)
-    found = {}
-    with Progress("decomposing", len(matrices), "matrices") as progress:
-        for name, module in matrices.items():
-            try:
-                found[name] = (
-                    candidates(  # the metrics are kept by no name here: they may take more memory than all else
-                        matrix(module),
-                        inputs(name, calibration),
-                        outputs(module, name, calibration),
-                        isinstance(module, Embedding),
-                        REACH * budgets.share,
-                    )
-                )
-            except TinykronError as error:
-                raise type(error)(f"{name}: {error}") from error
-            progress.advance(1, name)
+    found = _decomposed(matrices, calibration, REACH * budgets.share)
     return_memory()
     sensitivities = dict.fromkeys(found, 1.0)
     if calibration is not None:
@@ -117,6 +102,27 @@ def _matrices(model: Module, names: Iterable[str] | None) -> dict[str, Linear | 
     absent = sorted((wanted or set()) - found.keys())
     if absent or not found:
         raise TinykronError(f"plan: the model has no dense matrix {', '.join(absent) or 'at all'}")
+    return found
+
+
+def _decomposed(
+    matrices: dict[str, Linear | Embedding], calibration: Calibration | None, reach: float
+) -> dict[str, Candidates]:
+    """Return what each matrix can become, `reach` as for `candidates`; an error says which matrix it is."""
+    found = {}
+    with Progress("decomposing", len(matrices), "matrices") as progress:
+        for name, module in matrices.items():
+            try:  # the metrics are kept by no name here: they may take more memory than all else
+                found[name] = candidates(
+                    matrix(module),
+                    inputs(name, calibration),
+                    outputs(module, name, calibration),
+                    isinstance(module, Embedding),
+                    reach,
+                )
+            except TinykronError as error:
+                raise type(error)(f"{name}: {error}") from error
+            progress.advance(1, name)
     return found
 
 
@@ -223,13 +229,12 @@ def _allocated(
     finish = False  # prices say what might matter, and take little time; the finish comes last
     while True:
         known = {name: candidate.known() for name, candidate in found.items()}
-        outcome = None
+        every, outcome = budgets.options(found, sensitivities), None
         try:
             outcome = budgets.allocate(budgets.options(known, sensitivities), finish)
-        except TinykronError:  # what no known loss allows, sums with fewer parameters may
-            if finish and not any(candidate.optimistic.any() for candidate in found.values()):
-                raise
-        hoped = _hopeful(found, budgets.options(found, sensitivities), outcome)
+        except TinykronError:
+            budgets.allocate(every, finish=True)  # raises, unless sums that are not known yet may do
+        hoped = _hopeful(found, every, outcome)
         if outcome and finish and not hoped:
             return outcome
         finish = not hoped
