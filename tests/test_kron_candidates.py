@@ -15,7 +15,7 @@ from tinykron import kron
 from tinykron.backend import in_threads, to_device
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import divisors
-from tinykron.kron.candidates import CLOSER, FIRST, Candidates, _square, candidates, decided, undominated
+from tinykron.kron.candidates import Candidates, _square, candidates, decided, undominated
 from tinykron.kron.plan import Choice
 
 
@@ -136,25 +136,28 @@ def test_bounds_are_bounds_and_hide_nothing(device: str, kind: str, metric: str)
     c = None if metric == "none" else to_device(second_moment(np.random.default_rng(1), 256))
     every, some = (candidates(to_device(w), c, reach=reach) for reach in (0.0, 0.5))
     assert not every.optimistic.any() and some.optimistic.any() and not some.optimistic[-1]
-    for looks in (FIRST, CLOSER, 0):
-        bounded = some.optimistic > 0
-        assert set(some.optimistic[bounded].tolist()) <= {FIRST, CLOSER, looks}
+    for needed in (-np.inf, np.inf, None):  # a closer look, then losses
+        bounded = some.optimistic
         assert (some.parameters[bounded] < 0.5 * w.size).all() and not (some.shapes[bounded, 1] == 1).any()
         left, exact = losses_by_option(some), losses_by_option(every)
         for (option, loss), parameters, flops in zip(exact.items(), every.parameters, every.flops, strict=True):
             no_worse = (some.parameters <= parameters) & (some.flops <= flops) & (some.loss <= loss + 1e-6)
             assert option in left or some.optimistic[no_worse].any()
         assert all(left[option] <= exact[option] + 1e-6 for option in left.keys() & exact.keys())
-        shapes = {(m, n) for m, n in some.shapes[bounded].tolist()}
-        if looks:
-            some = decided(some, shapes, to_device(w), c)
+        if needed is not None:
+            some = decided(some, below(some, needed), to_device(w), c)
     assert left == exact
+
+
+def below(found: Candidates, loss: float) -> dict[tuple[int, int], np.ndarray]:
+    """The shapes that have bounds, all of which matter below this loss."""
+    return {(m, n): np.full(1 << 10, loss) for m, n in found.shapes[found.optimistic].tolist()}
 
 
 def test_a_closer_look_knows_more_where_directions_stand_out() -> None:
     w = outliers()
     first = candidates(w, reach=0.5)
-    some = {(m, n) for m, n in first.shapes[first.optimistic > 0].tolist()}
+    some = below(first, -np.inf)
     second = decided(first, some, w)
     closer = losses_by_option(second)
     before = {
@@ -162,14 +165,14 @@ def test_a_closer_look_knows_more_where_directions_stand_out() -> None:
     }
     assert before and all(closer[option] >= loss for option, loss in before.items())
     assert sum(closer[option] > loss + 0.01 for option, loss in before.items()) > 10
-    assert (second.optimistic > 0).sum() < (first.optimistic > 0).sum()  # the others are beaten, it is known now
+    assert second.optimistic.sum() < first.optimistic.sum()  # the others are beaten, it is known now
 
 
 def test_a_decision_keeps_the_correction_of_estimates() -> None:
     w, c = drawn(256, 256), second_moment(np.random.default_rng(1), 256)
     first = candidates(w, c, reach=0.5).corrected(1.5)
-    shape = next((m, n) for m, n in first.shapes[first.optimistic > 0].tolist())
-    settled = decided(decided(first, {shape}, w, c), {shape}, w, c)
+    shape, needed = next(iter(below(first, np.inf).items()))
+    settled = decided(first, {shape: needed}, w, c)
     exact = losses_by_option(candidates(w, c))
     mine = {option: loss for option, loss in losses_by_option(settled).items() if option[0] == shape}
     assert settled.ratio == 1.5

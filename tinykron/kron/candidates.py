@@ -26,7 +26,6 @@ from tinykron.kron.product import multiplications_of
 PROBES = 16  # random vectors, by which the size of a large Gram matrix is estimated before it is computed
 PROBED = 256  # rows of a Gram matrix that is large
 LEADING, PASSES = 32, 2  # directions in which a closer look is taken, and passes over the matrix to find them
-FIRST, CLOSER = 2, 1  # bounds that stand for losses
 SLACK = 0.07  # that is added to the estimate: three of its standard deviations at 256 rows, more beyond
 
 
@@ -44,7 +43,7 @@ class Candidates:
     flops: np.ndarray  # (K,) of one vector
     loss: np.ndarray  # (K,) float64: |E X|^2 / |W X|^2; of a shape with no closed form, in the nearest metric with one
     estimated: np.ndarray  # (K,) whether it is such an estimate
-    optimistic: np.ndarray  # (K,) 0; or how it is a bound only, than which the loss is no smaller: FIRST or CLOSER
+    optimistic: np.ndarray  # (K,) whether it is a bound only: the true loss is no smaller
     low_rank: np.ndarray  # the loss of each rank, 0, 1, 2, ...
     reach: float  # the share of the parameters below which there are bounds
     ratio: float = 1.0  # that the estimates were corrected by
@@ -60,7 +59,7 @@ class Candidates:
 
     def known(self) -> Candidates:
         """Return the options whose loss is known."""
-        return self._only(np.flatnonzero(self.optimistic == 0))
+        return self._only(np.flatnonzero(~self.optimistic))
 
     def _only(self, kept: np.ndarray) -> Candidates:
         names = ("shapes", "terms", "parameters", "flops", "loss", "estimated", "optimistic")
@@ -99,38 +98,36 @@ def candidates(
 
 def decided(
     known: Candidates,
-    shapes: set[Shape],
+    needed: dict[Shape, np.ndarray],
     w: Array,
     covariance: Metric = None,
     output: Metric = None,
     own_rows: bool = False,
 ) -> Candidates:
-    """Return what `candidates` returned, with closer bounds for some shapes that had a first one, else their losses."""
+    """Return what `candidates` returned, with closer bounds, or losses, for some of the shapes that had bounds.
+
+    needed  the loss of 0, 1, 2, ... terms of each of them, below which it matters; no loss is computed if none is
+    """
     source = _Source(w, covariance, output, own_rows)
     del covariance, output
-    first = {(m, n) for m, n in known.shapes[known.optimistic == FIRST].tolist()}
-    made = [
-        source.options(*each)
-        for bound, some in ((CLOSER, first & shapes), (0, shapes - first))
-        for each in source.losses(list(some), known.low_rank, known.reach, bound)
-    ]
+    made = [source.options(*each) for each in source.losses(list(needed), known.low_rank, known.reach, needed)]
     columns = known.terms, known.parameters, known.flops, known.loss, known.estimated, known.optimistic
     before = np.stack([*known.shapes.T, *columns])
     bounds = {(m, n, terms): loss for m, n, terms, loss, bound in before[[0, 1, 2, 5, 7]].T.tolist() if bound}
     for some in made:
         some[5] = np.where(some[6] > 0.0, np.minimum(1.0, known.ratio * some[5]), some[5])
         some[5] = [max(loss, bounds.get((m, n, terms), 0.0)) for m, n, terms, loss in some[[0, 1, 2, 5]].T.tolist()]
-    others = [not bound or (m, n) not in shapes for m, n, bound in before[[0, 1, 7]].T.tolist()]
+    others = [not bound or (m, n) not in needed for m, n, bound in before[[0, 1, 7]].T.tolist()]
     every = np.concatenate([before[:, others], *made], axis=1)
     return replace(_gathered(known.dense, every, known.low_rank, known.reach), ratio=known.ratio)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one shape, with 0, 1, 2, ... terms; `optimistic` as for `Candidates`."""
+    """Of one shape, with 0, 1, 2, ... terms; `optimistic` says that they are bounds."""
 
     loss: np.ndarray
-    optimistic: int = 0
+    optimistic: bool = False
 
 
 class _Source:
@@ -146,7 +143,11 @@ class _Source:
             self.matrix, self.output = compact(w, self.output)[0].astype(w.dtype), None
 
     def losses(
-        self, shapes: list[Shape], low_rank: np.ndarray | None, reach: float, bound: int = FIRST
+        self,
+        shapes: list[Shape],
+        low_rank: np.ndarray | None,
+        reach: float,
+        needed: dict[Shape, np.ndarray] | None = None,
     ) -> list[tuple[Shape, Losses]]:
         """Return the losses of shapes that can save anything; the other arguments as for `_losses`."""
         by_columns: dict[int, list[Shape]] = {}
@@ -157,10 +158,8 @@ class _Source:
         def of_columns(n: int) -> list[tuple[Shape, Losses]]:
             white = self._whitened(n)  # what shapes whose A have so many columns see is the same
             white_NDQ = xp_of(white).ascontiguousarray(white.reshape(len(white), n, -1).swapaxes(0, 1))
-            return [
-                (shape, _losses(self.dense, white_NDQ, self.output, low_rank, reach, bound, shape))
-                for shape in by_columns[n]
-            ]
+            fixed = self.dense, white_NDQ, self.output, low_rank, reach
+            return [(shape, _losses(*fixed, shape, needed[shape] if needed else None)) for shape in by_columns[n]]
 
         threaded = len(by_columns) > 1 and backend_of(self.matrix).name == "cpu"
         each = in_threads(of_columns, list(by_columns)) if threaded else map(of_columns, by_columns)
@@ -197,14 +196,20 @@ def _times_root(w: Array, covariance: Metric, sizes: Shape) -> Array:
 
 
 def _losses(
-    dense: Shape, white_NDQ: Array, output: Metric, low_rank: np.ndarray | None, reach: float, bound: int, shape: Shape
+    dense: Shape,
+    white_NDQ: Array,
+    output: Metric,
+    low_rank: np.ndarray | None,
+    reach: float,
+    shape: Shape,
+    needed: np.ndarray | None,
 ) -> Losses:
     """Return the losses of a shape; of no term only, where no number of terms can beat low rank.
 
     white_NDQ  the matrix, whitened on the side of its inputs, or the smaller one that stands for a table
     low_rank   the loss of each rank; None where it is what is asked for
     reach      as for `candidates`: the share below which bounds do, if low rank beats all that is above it
-    bound      which is enough there: FIRST, CLOSER, or 0 for none
+    needed     as for `decided`; None at first
     """
     n, rows, _ = white_NDQ.shape
     m = shape[0] if rows == dense[0] else rows
@@ -222,13 +227,16 @@ def _losses(
     whole = float((r_SL * r_SL).sum())
     compared = of_low_rank is not None and whole > 0.0
     small = parameters < reach * dense[0] * dense[1]
-    if compared and bound == CLOSER and size > LEADING:
-        return Losses(np.append(1.0, _closer(terms[small], r_SL, whole)), CLOSER)
-    if compared and bound == FIRST and size >= PROBED:
+    if compared and needed is None and size >= PROBED:
         least = _least_loss(terms, size, whole, (1.0 + SLACK) * _square(r_SL))
         hopeful = least < of_low_rank
         if not hopeful[~small].any():
-            return Losses(np.append(1.0, least[small & hopeful.any()]), FIRST)
+            return Losses(np.append(1.0, least[small & hopeful.any()]), optimistic=True)
+    if compared and needed is not None and size > LEADING:
+        least = np.append(1.0, _closer(terms[small], r_SL, whole))
+        count = min(len(least), len(needed))  # sums of more terms are beaten already
+        if not (least[:count] < needed[:count]).any():
+            return Losses(least, optimistic=True)
     gram = r_SL @ r_SL.T
     square = float((gram * gram).sum())
     if compared and not (_least_loss(terms, size, whole, square) < of_low_rank).any():
@@ -309,12 +317,11 @@ def terms_of(dense: Shape, shape: Shape) -> range:
 
 def _gathered(dense: Shape, every: np.ndarray, low_rank: np.ndarray, reach: float) -> Candidates:
     """Return the options that count, of all of them (8, K): in the order of the fields."""
-    kept = _kept(every[3:6], every[7])
+    kept = _kept(every[3:6], every[7] > 0.0)
     m, n, terms, parameters, flops, loss, estimated, optimistic = every[:, kept]
     shapes = np.stack([m, n], axis=1).astype(np.int64)
     counts = terms.astype(np.int64), parameters.astype(np.int64)
-    bounds = optimistic.astype(np.int64)
-    return Candidates(dense, shapes, *counts, flops, loss, estimated > 0.0, bounds, low_rank, reach)
+    return Candidates(dense, shapes, *counts, flops, loss, estimated > 0.0, optimistic > 0.0, low_rank, reach)
 
 
 def _kept(points: np.ndarray, optimistic: np.ndarray) -> np.ndarray:
@@ -322,7 +329,7 @@ def _kept(points: np.ndarray, optimistic: np.ndarray) -> np.ndarray:
 
     points  parameters, FLOPs, loss: (3, K)
     """
-    known, hoped = np.flatnonzero(optimistic == 0), np.flatnonzero(optimistic)
+    known, hoped = np.flatnonzero(~optimistic), np.flatnonzero(optimistic)
     best = known[undominated(*points[:, known])]
     beaten = np.any(np.all(points[:, None, best] <= points[:, hoped, None], axis=0), axis=1)
     kept = np.append(best, hoped[~beaten])

@@ -234,7 +234,7 @@ def _allocated(
             outcome = budgets.allocate(budgets.options(known, sensitivities), finish)
         except TinykronError:
             budgets.allocate(every, finish=True)  # raises, unless sums that are not known yet may do
-        hoped = _hopeful(found, every, outcome)
+        hoped = _hopeful(found, sensitivities, every, outcome)
         if outcome and finish and not hoped:
             return outcome
         finish = not hoped
@@ -251,22 +251,32 @@ def _allocated(
             )
 
 
-def _hopeful(found: dict[str, Candidates], options: list[Options], outcome: Allocation | None) -> dict[str, set[Shape]]:
+def _hopeful(
+    found: dict[str, Candidates], sensitivities: dict[str, float], options: list[Options], outcome: Allocation | None
+) -> dict[str, dict[Shape, np.ndarray]]:
     """Return, by matrix, the shapes whose bounds leave it open whether they change the best choice of what is known.
 
-    Options whose bounds, at the prices of that choice, are no better than the best known option of their matrix leave
-    the bound on the total loss as it is. If that is all that is known of the choice, they need no loss; if it is the
-    best, they need none where a gap lies between, too. Without a choice, all are open.
+    With each comes the loss of 0, 1, 2, ... terms below which it does. Options that, at the prices of that choice, are
+    no better than the best known one of their matrix leave the bound on the total loss as it is. If that is all that is
+    known of the choice, this is enough; if it is the best, they must not lie within the gap, either. Without a choice,
+    all are open.
     """
-    hoped = {}
+    hoped: dict[str, dict[Shape, np.ndarray]] = {}
     for (name, candidate), option in zip(found.items(), options, strict=True):
-        open_ones = candidate.optimistic > 0
-        if outcome and open_ones.any():
-            priced = option.loss + outcome.prices @ option.costs
+        if not candidate.optimistic.any():
+            continue
+        needed = np.full(len(candidate.loss), np.inf)
+        if outcome:
+            paid, known = outcome.prices @ option.costs, ~candidate.optimistic
             gap = outcome.loss - outcome.bound if outcome.exact else 0.0
-            open_ones &= priced < priced[~open_ones].min() + gap
-        if open_ones.any():
-            hoped[name] = {(m, n) for m, n in candidate.shapes[open_ones].tolist()}
+            needed = (float((option.loss + paid)[known].min()) + gap - paid) / sensitivities[name]
+        open_ones = candidate.optimistic & (candidate.loss < needed)
+        needed /= np.where(candidate.estimated, candidate.ratio, 1.0)  # before estimates are corrected
+        for m, n in {(m, n) for m, n in candidate.shapes[open_ones].tolist()}:
+            mine = candidate.optimistic & (candidate.shapes == (m, n)).all(axis=1)
+            below = np.full(int(candidate.terms[mine].max()) + 1, -np.inf)
+            below[candidate.terms[mine]] = needed[mine]
+            hoped.setdefault(name, {})[m, n] = below
     return hoped
 
 
