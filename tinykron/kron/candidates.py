@@ -116,7 +116,8 @@ def decided(
     bounds = {(m, n, terms): loss for m, n, terms, loss, bound in before[[0, 1, 2, 5, 7]].T.tolist() if bound}
     for some in made:
         some[5] = np.where(some[6] > 0.0, np.minimum(1.0, known.ratio * some[5]), some[5])
-        some[5] = [max(loss, bounds.get((m, n, terms), 0.0)) for m, n, terms, loss in some[[0, 1, 2, 5]].T.tolist()]
+        if some[7].any():  # the better of two bounds
+            some[5] = [max(loss, bounds.get((m, n, terms), 0.0)) for m, n, terms, loss in some[[0, 1, 2, 5]].T.tolist()]
     others = [not bound or (m, n) not in needed for m, n, bound in before[[0, 1, 7]].T.tolist()]
     every = np.concatenate([before[:, others], *made], axis=1)
     return replace(_gathered(known.dense, every, known.low_rank, known.reach), ratio=known.ratio)
