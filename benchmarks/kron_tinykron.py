@@ -92,7 +92,7 @@ class Side:
     def time(self, way: str, seconds: float) -> dict[str, Any]:
         """Call for so many seconds, at least once; the least time of a call: what disturbs it makes it longer.
 
-        A call before that does not count: threads of the other process may still be waiting, caches are another way's.
+        A call before that does not count: the caches are another way's.
         """
         self.run(way)
         least, start = float("inf"), time.perf_counter()

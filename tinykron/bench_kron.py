@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -55,6 +56,7 @@ TOLERANCE = 1e-3  # of the largest value
 CHECKED = 64  # rows of y and of x's gradient that are compared
 MISSING = "not measured: torch is not installed, and einsum, lycoris-lora, peft and pyfastkron need it"
 TURN = 0.01  # seconds that a way is called in its turn
+SETTLE = 0.05  # seconds between the turns of the two processes: threads of the one go on waiting, awake, for a while
 GIVE_UP = 0.3  # a package that takes so many seconds, and ten times ours, is not asked for more rows of a matrix
 
 
@@ -238,9 +240,12 @@ def _row(case: Case, sides: list[Process], repeats: int, slow: set[tuple[str, Sh
             else:
                 ways.append((side, way))
     times |= {way: [] for _, way in ways}
-    for _ in range(repeats):
-        for side, way in ways:
-            times[way].append(side.ask({"do": "time", "way": way, "seconds": TURN})["seconds"] * 1e3)
+    before = None
+    for _, (side, way) in every(range(repeats), ways):
+        if side is not before:
+            time.sleep(SETTLE)
+        before = side
+        times[way].append(side.ask({"do": "time", "way": way, "seconds": TURN})["seconds"] * 1e3)
     return Row(case, answers[0]["plan"], {way: Spread.of(values) for way, values in times.items()}, refused)
 
 
