@@ -271,7 +271,8 @@ def _hopeful(
             gap = outcome.loss - outcome.bound if outcome.exact else 0.0
             needed = (float((option.loss + paid)[known].min()) + gap - paid) / sensitivities[name]
         open_ones = candidate.optimistic & (candidate.loss < needed)
-        needed /= np.where(candidate.estimated, candidate.ratio, 1.0)  # before estimates are corrected
+        needed *= (1.0 + 1e-9) / np.where(candidate.estimated, candidate.ratio, 1.0)  # before estimates are corrected
+        needed[open_ones & (candidate.loss >= 1.0)] = np.inf  # a corrected bound ends at 1: only a loss decides
         for m, n in {(m, n) for m, n in candidate.shapes[open_ones].tolist()}:
             mine = candidate.optimistic & (candidate.shapes == (m, n)).all(axis=1)
             below = np.full(int(candidate.terms[mine].max()) + 1, -np.inf)
