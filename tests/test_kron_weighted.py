@@ -185,7 +185,7 @@ def test_the_cost_never_rises_and_ends_below_both_closed_forms(device: str, prob
 
 
 @pytest.mark.parametrize("unknowns", [1, 6, 512])  # one term at a time, groups, all at once
-@pytest.mark.parametrize("numbers", [1, 150, 1 << 22])  # one pair of terms at a time, some, all
+@pytest.mark.parametrize("numbers", [1, 150, 1 << 22])  # one term at a time, two, all
 def test_each_sweep_is_at_least_as_good_in_groups_and_at_once(
     device: str, unknowns: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +207,16 @@ def test_each_sweep_is_at_least_as_good_in_groups_and_at_once(
     assert np.abs(gradient @ host(b).reshape(4, -1).T).max() < 1e-2 * scale
     solved_last = host(a).reshape(4, -1).T[:, -1]
     assert np.abs(gradient.T @ solved_last).max() < 1e-9 * scale * np.abs(solved_last).max()
+
+
+@pytest.mark.parametrize(("sizes", "terms"), [((3, 4), 1), ((1, 4), 2), ((3, 4), 4)])
+def test_the_factors_to_start_from_stay_as_they_are(device: str, sizes: tuple[int, int], terms: int) -> None:
+    generator = np.random.default_rng(0)
+    w, c = generator.standard_normal((12, 20)), second_moment(generator, 20)
+    start = kron.nearest(w, sizes, terms)
+    a, b = to_device(start.a), to_device(start.b)
+    als.alternate(to_device(w), to_device(c), a, b, 2, 0.0)
+    assert np.array_equal(host(a), start.a) and np.array_equal(host(b), start.b)
 
 
 def test_many_terms_of_a_large_matrix_take_little_memory() -> None:

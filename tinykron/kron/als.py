@@ -7,14 +7,16 @@ never the inputs themselves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
 from typing import Any
 
 from tinykron.backend import Array, xp_of
 from tinykron.kron.algebra import KronSum, rearrange
+from tinykron.kron.product import apply
 
-UNKNOWNS = 512  # of one set of equations; terms beyond that are solved for in groups, one after the other
-NUMBERS = 1 << 22  # of what is computed for pairs of terms at a time: 32 MB
+UNKNOWNS = 1024  # of one set of equations; terms beyond that are solved for in groups, one after the other
+NUMBERS = 1 << 22  # of what is computed for pairs of terms of a group: 32 MB
 RIDGE = 1e-13  # of the mean diagonal, against equations that are singular
 
 
@@ -31,11 +33,15 @@ def alternate(
     _, m, n = a_RMN.shape
     wc_KL = rearrange(w @ covariance, (m, n))
     c_NNQQ = rearrange(covariance, (n, n))  # rows: pairs of inputs of the A, columns: pairs of inputs of the B
+
+    def explained(a: Array, b: Array) -> Array:
+        return rearrange(apply(a, b, covariance).T, (m, n))
+
     whole = float((rearrange(w, (m, n)) * wc_KL).sum())
     costs = [_cost(w, covariance, a_RMN, b_RPQ)]
     for _ in range(sweeps):
-        a_RMN, saved_a = _best(c_NNQQ, wc_KL, b_RPQ, a_RMN)
-        b_RPQ, saved_b = _best(c_NNQQ.T, wc_KL.T, a_RMN, b_RPQ)
+        a_RMN, saved_a = _best(c_NNQQ, wc_KL, b_RPQ, a_RMN, explained)
+        b_RPQ, saved_b = _best(c_NNQQ.T, wc_KL.T, a_RMN, b_RPQ, lambda b, a: explained(a, b).T)
         costs.append(max(0.0, costs[-1] - saved_a - saved_b))
         if costs[-2] - costs[-1] <= tolerance * whole:
             break
@@ -47,37 +53,37 @@ def _cost(w: Array, covariance: Array, a_RMN: Array, b_RPQ: Array) -> float:
     return float(((error @ covariance) * error).sum())
 
 
-def _best(c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array) -> tuple[Array, float]:
+def _best(
+    c_NNQQ: Array, wc_KL: Array, b_RPQ: Array, a_RMN: Array, explained: Callable[[Array, Array], Array]
+) -> tuple[Array, float]:
     """Return the best A for given B, and what it saves; or the best B for given A with all arguments turned around.
 
     For each term i and input j of A: the sum over terms h and inputs k of A_h[:, k] g[i, j, h, k] is row j of (W C
-    rearranged) vec(B_i), where g[i, j, h, k] = sum over q, r of C[j, q; k, r] (B_i^T B_h)[q, r].
+    rearranged) vec(B_i), where g[i, j, h, k] = sum over q, r of C[j, q; k, r] (B_i^T B_h)[q, r]. A group of terms
+    solves these equations for the part of W that the others leave to be explained.
+    explained  returns what a sum of A x B has in the place of W C rearranged
     """
     xp: Any = xp_of(a_RMN)
     terms, m, n = a_RMN.shape
     q = b_RPQ.shape[2]
-    most = max(1, NUMBERS // max(n, q) ** 2)  # pairs of terms at a time
-    group = max(1, min(UNKNOWNS // n, isqrt(most)))
-    a_MRN, saved = xp.ascontiguousarray(a_RMN.transpose(1, 0, 2)), 0.0
+    group = max(1, min(UNKNOWNS // n, isqrt(NUMBERS) // max(n, q)))
+    alone = terms <= group
+    rest_KL = wc_KL if alone else wc_KL - explained(a_RMN, b_RPQ)
+    a_RMN, saved = a_RMN.copy(), 0.0
     for start in range(0, terms, group):
-        some = slice(start, start + group)
-        b_GPQ = b_RPQ[some]
+        b_GPQ = b_RPQ[start : start + group]
         count = len(b_GPQ)
-        wanted = (wc_KL @ b_GPQ.reshape(count, -1).T).reshape(m, n, count).swapaxes(1, 2).reshape(m, count * n)
-        old = a_MRN[:, some].reshape(m, count * n)
-        own: Any = None
-        rest = wanted  # what the present factors leave to be explained
-        step = most // group // group * group  # whole groups, so that one of them is this one
-        for first in range(0, terms, step):
-            b_HPQ = b_RPQ[first : first + step]
-            bb_GHQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_HPQ[None]
-            g_NNGH = (c_NNQQ @ bb_GHQQ.reshape(-1, q * q).T).reshape(n, n, count, len(b_HPQ))
-            g = g_NNGH.transpose(2, 0, 3, 1).reshape(count * n, -1)
-            rest = rest - a_MRN[:, first : first + step].reshape(m, -1) @ g.T
-            if first <= start < first + step:
-                own = g[:, (start - first) * n : (start - first + count) * n]
-        ridge = RIDGE * float(xp.diagonal(own).mean()) * xp.eye(count * n)
-        change = xp.linalg.solve(0.5 * (own + own.T) + ridge, rest.T).T
+        bb_GHQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_GPQ[None]
+        g_NNGH = (c_NNQQ @ bb_GHQQ.reshape(-1, q * q).T).reshape(n, n, count, count)
+        g = g_NNGH.transpose(2, 0, 3, 1).reshape(count * n, -1)
+        rest = (rest_KL @ b_GPQ.reshape(count, -1).T).reshape(m, n, count).swapaxes(1, 2).reshape(m, count * n)
+        if alone:  # what the present factors explain is quicker to find by the pairs, which are all there
+            rest = rest - a_RMN.swapaxes(0, 1).reshape(m, -1) @ g.T
+        ridge = RIDGE * float(xp.diagonal(g).mean()) * xp.eye(count * n)
+        change = xp.linalg.solve(0.5 * (g + g.T) + ridge, rest.T).T
         saved += float((change * rest).sum())  # of a quadratic cost, the step to its least times its slope there
-        a_MRN[:, some] = (old + change).reshape(m, count, n)
-    return xp.ascontiguousarray(a_MRN.transpose(1, 0, 2)), saved
+        change_GMN = xp.ascontiguousarray(change.reshape(m, count, n).swapaxes(0, 1))
+        a_RMN[start : start + group] += change_GMN
+        if start + group < terms:
+            rest_KL = rest_KL - explained(change_GMN, b_GPQ)
+    return a_RMN, saved

@@ -46,7 +46,7 @@ def nearest(
     output      G, the same for the outputs (M*P); a vector weighs the rows of a table by how often each occurs
     ridge       added to the diagonal of C and G, as a share of its mean; with 0, a singular one leaves directions free
     sweeps      of alternating least squares, at most, where there is no closed form; 0 keeps the starting point. Large
-                sums get fewer: a sweep takes 2 (N*Q)^2 terms^2 multiplications, and all of them at most `WORK`
+                sums get fewer: 2 (N*Q)^2 terms^2 multiplications, all sweeps together, are at most `WORK`
     tolerance   a sweep that gains less than this share of the cost of w is the last
     certify     also return bounds on the error of the best such sum
     Returns a KronSum in w's dtype whose terms are sorted, with ||A|| = ||B|| and the first large entry of B positive.
