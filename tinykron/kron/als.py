@@ -16,7 +16,7 @@ from tinykron.kron.algebra import KronSum, rearrange
 from tinykron.kron.product import apply
 
 UNKNOWNS = 1024  # of one set of equations; terms beyond that are solved for in groups, one after the other
-NUMBERS = 1 << 22  # of what is computed for pairs of terms of a group: 32 MB
+NUMBERS = 1 << 22  # of what is computed for pairs of terms at a time: 32 MB
 RIDGE = 1e-13  # of the mean diagonal, against equations that are singular
 
 
@@ -60,30 +60,34 @@ def _best(
 
     For each term i and input j of A: the sum over terms h and inputs k of A_h[:, k] g[i, j, h, k] is row j of (W C
     rearranged) vec(B_i), where g[i, j, h, k] = sum over q, r of C[j, q; k, r] (B_i^T B_h)[q, r]. A group of terms
-    solves these equations for the part of W that the others leave to be explained.
+    solves these equations for what all terms together leave to be explained: by g of its pairs with every term, or
+    where these are too many, by keeping up to date what is left.
     explained  returns what a sum of A x B has in the place of W C rearranged
     """
     xp: Any = xp_of(a_RMN)
     terms, m, n = a_RMN.shape
     q = b_RPQ.shape[2]
     group = max(1, min(UNKNOWNS // n, isqrt(NUMBERS) // max(n, q)))
-    alone = terms <= group
-    rest_KL = wc_KL if alone else wc_KL - explained(a_RMN, b_RPQ)
+    by_pairs = min(group, terms) * terms * max(n, q) ** 2 <= NUMBERS
+    rest_KL = wc_KL if by_pairs else wc_KL - explained(a_RMN, b_RPQ)
     a_RMN, saved = a_RMN.copy(), 0.0
     for start in range(0, terms, group):
-        b_GPQ = b_RPQ[start : start + group]
+        some = slice(start, start + group)
+        b_GPQ = b_RPQ[some]
         count = len(b_GPQ)
-        bb_GHQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_GPQ[None]
-        g_NNGH = (c_NNQQ @ bb_GHQQ.reshape(-1, q * q).T).reshape(n, n, count, count)
+        b_HPQ, own = (b_RPQ, slice(start * n, (start + count) * n)) if by_pairs else (b_GPQ, slice(None))
+        bb_GHQQ = b_GPQ.swapaxes(1, 2)[:, None] @ b_HPQ[None]
+        g_NNGH = (c_NNQQ @ bb_GHQQ.reshape(-1, q * q).T).reshape(n, n, count, len(b_HPQ))
         g = g_NNGH.transpose(2, 0, 3, 1).reshape(count * n, -1)
         rest = (rest_KL @ b_GPQ.reshape(count, -1).T).reshape(m, n, count).swapaxes(1, 2).reshape(m, count * n)
-        if alone:  # what the present factors explain is quicker to find by the pairs, which are all there
+        if by_pairs:
             rest = rest - a_RMN.swapaxes(0, 1).reshape(m, -1) @ g.T
-        ridge = RIDGE * float(xp.diagonal(g).mean()) * xp.eye(count * n)
-        change = xp.linalg.solve(0.5 * (g + g.T) + ridge, rest.T).T
+        equations = g[:, own]
+        ridge = RIDGE * float(xp.diagonal(equations).mean()) * xp.eye(count * n)
+        change = xp.linalg.solve(0.5 * (equations + equations.T) + ridge, rest.T).T
         saved += float((change * rest).sum())  # of a quadratic cost, the step to its least times its slope there
         change_GMN = xp.ascontiguousarray(change.reshape(m, count, n).swapaxes(0, 1))
-        a_RMN[start : start + group] += change_GMN
-        if start + group < terms:
+        a_RMN[some] += change_GMN
+        if not by_pairs and start + group < terms:
             rest_KL = rest_KL - explained(change_GMN, b_GPQ)
     return a_RMN, saved
