@@ -1,8 +1,9 @@
 """One option for each matrix so that the total loss is least within budgets: prices, then an exact finish.
 
 For any prices of the costs, letting each matrix take its cheapest option gives a lower bound on the best total loss:
-that of the best prices is within a matrix or two of it. What no option within the bound can be part of is struck out,
-and what is left is merged matrix by matrix. The duality gap says how far from the best the outcome can be.
+that of the best prices is within a matrix or two of it. What they leave of the budgets is spent where it saves most.
+Options that can be part of no better choice are struck out, and what is left is merged matrix by matrix. The duality
+gap says how far from the best the outcome can be.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from tinykron.errors import TinykronError
 
 HALVINGS = 60  # of the interval that a price lies in
-STATES = 4_000  # partial choices that the finish keeps; more are cut, the most promising staying
+STATES = 20_000  # partial choices that the finish keeps; more are cut, the most promising staying
 
 
 def amount(budget: float, whole: float) -> float:
@@ -63,6 +64,7 @@ def allocate(options: Sequence[Options], budgets: Sequence[float], finish: bool 
         search.raise_price(0, np.zeros(1))
     else:
         search.raise_prices(np.zeros(len(limits)))
+    search.spend()
     return search.finished() if finish else search.priced_only()
 
 
@@ -128,6 +130,22 @@ class _Search:
             low, high = (prices[1], high) if costs[1] > self.limits[1] else (low, prices[1])
         prices[1] = high
         self.raise_price(0, prices)
+
+    def spend(self) -> None:
+        """Change the choice, one matrix at a time, where what is left of the budgets saves the most loss."""
+        while self.chosen:
+            taken = list(zip(self.options, self.chosen, strict=True))
+            left = self.limits - sum(option.costs[:, number] for option, number in taken)
+            saved, better = np.zeros(len(taken)), list(self.chosen)
+            for matrix, (option, number) in enumerate(taken):
+                fits = np.all(option.costs - option.costs[:, [number]] <= left[:, None], axis=0)
+                best = int(np.where(fits, option.loss, np.inf).argmin())
+                saved[matrix], better[matrix] = option.loss[number] - option.loss[best], best
+            matrix = int(saved.argmax())
+            if saved[matrix] <= 0.0:
+                return
+            self.chosen = [*self.chosen[:matrix], better[matrix], *self.chosen[matrix + 1 :]]
+            self.loss = sum(float(option.loss[n]) for option, n in zip(self.options, self.chosen, strict=True))
 
     def priced_only(self) -> Allocation:
         """Return the best choice that was met on the way."""

@@ -58,10 +58,12 @@ def checked(metric: Metric, size: int, name: str, like: Array, ridge: float) -> 
         low, high = float(diagonal.min()), float(diagonal.max())
         raise TinykronError(f"{name}: expected a diagonal from 0 on, not all 0; found {low:g} to {high:g}")
     if metric.ndim == 2:
-        asymmetry = max(float(xp.abs(metric[i : i + ROWS] - metric[:, i : i + ROWS].T).max()) for i in _blocks(size))
+        asymmetry = max(
+            float(xp.abs(metric[i : i + ROWS, i:] - metric[i:, i : i + ROWS].T).max()) for i in _blocks(size)
+        )
         if asymmetry > 1e-5 * max(float(metric.max()), -float(metric.min())):
             raise TinykronError(f"{name}: expected a symmetric matrix, found entries that differ by {asymmetry:g}")
-        for i in _blocks(size):  # the mean with its transpose: a row below the diagonal becomes the column above it
+        for i in _blocks(size if asymmetry else 0):  # the mean with its transpose: each row below the diagonal, too
             metric[i : i + ROWS, i:] = 0.5 * (metric[i : i + ROWS, i:] + metric[i:, i : i + ROWS].T)
             metric[i:, i : i + ROWS] = metric[i : i + ROWS, i:].T
     diagonal += ridge * float(diagonal.mean())
