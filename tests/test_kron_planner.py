@@ -14,6 +14,8 @@ from tests.tiny_training import BATCHES, tiny_gpt2, wide_gpt2
 from tinykron import checkpoint, kron, nn
 from tinykron.errors import DataError, TinykronError
 from tinykron.kron import planner
+from tinykron.kron.budget import Allocation, Options
+from tinykron.kron.candidates import Candidates
 from tinykron.kron.sensitivity import LEAST
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.llama import Llama, LlamaConfig
@@ -71,6 +73,28 @@ def test_what_only_the_smallest_sums_meet_is_met(budget: dict[str, float], monke
     }
     low_rank = sum(min(sum(choice.dense), choice.parameters_before) for choice in plans[0].values())
     assert plans[0].parameters < low_rank
+
+
+def test_a_bound_that_ends_at_1_is_followed_by_the_loss() -> None:
+    """A closer bound would end there, too, and be looked at for ever."""
+    found = Candidates(
+        dense=(16, 16),
+        shapes=np.array([[4, 4], [2, 8], [16, 16]]),
+        terms=np.array([1, 2, 1]),
+        parameters=np.array([32, 64, 256]),
+        flops=np.array([256.0, 512.0, 512.0]),
+        loss=np.array([1.0, 0.5, 0.0]),
+        estimated=np.array([True, True, False]),
+        optimistic=np.array([True, True, False]),
+        low_rank=np.ones(1),
+        reach=1.0,
+        ratio=4.0,
+    )
+    options = Options(found.loss, found.parameters[None].astype(float))
+    outcome = Allocation([2], 0.0, 0.0, exact=True, prices=np.array([0.01]))
+    needed = planner._hopeful({"w": found}, {"w": 1.0}, [options], outcome)["w"]
+    assert needed[4, 4][1] == np.inf  # 2.56 - 0.32 would matter, and no loss is above 1
+    assert needed[2, 8][2] == pytest.approx((2.56 - 0.64) / 4.0)  # before the estimate is corrected
 
 
 def test_a_model_in_training_stays_in_training() -> None:

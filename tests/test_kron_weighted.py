@@ -378,9 +378,9 @@ def test_large_sums_get_fewer_sweeps(monkeypatch, work, wanted):
     w, covariance = generator.standard_normal((8, 12)), second_moment(generator, 12)
     seen = []
 
-    def counting(w, c, a, b, sweeps, tolerance):
+    def counting(w, c, a, b, sweeps, tolerance, cost):
         seen.append(sweeps)
-        return als.alternate(w, c, a, b, sweeps, tolerance)
+        return als.alternate(w, c, a, b, sweeps, tolerance, cost)
 
     monkeypatch.setattr(fit, "WORK", work)
     monkeypatch.setattr(fit, "alternate", counting)

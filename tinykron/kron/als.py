@@ -12,6 +12,7 @@ from math import isqrt
 from typing import Any
 
 from tinykron.backend import Array, xp_of
+from tinykron.kron import metric as metrics
 from tinykron.kron.algebra import KronSum, rearrange
 from tinykron.kron.product import apply
 
@@ -21,7 +22,13 @@ RIDGE = 1e-13  # of the mean diagonal, against equations that are singular
 
 
 def alternate(
-    w: Array, covariance: Array, a_RMN: Array, b_RPQ: Array, sweeps: int, tolerance: float
+    w: Array,
+    covariance: Array,
+    a_RMN: Array,
+    b_RPQ: Array,
+    sweeps: int,
+    tolerance: float,
+    cost: float | None = None,
 ) -> tuple[Array, Array, list[float]]:
     """Return better factors, and the cost at the start and after each sweep: it never rises.
 
@@ -29,6 +36,7 @@ def alternate(
     covariance  (N*Q, N*Q), symmetric, no eigenvalue below 0
     a_RMN, b_RPQ  where to start
     sweeps      at most so many; it ends where one gains less than `tolerance` of the cost of W itself
+    cost        at the start, where it is known: it takes as long as half a sweep
     """
     _, m, n = a_RMN.shape
     wc_KL = rearrange(w @ covariance, (m, n))
@@ -38,7 +46,7 @@ def alternate(
         return rearrange(apply(a, b, covariance).T, (m, n))
 
     whole = float((rearrange(w, (m, n)) * wc_KL).sum())
-    costs = [_cost(w, covariance, a_RMN, b_RPQ)]
+    costs = [metrics.cost(w - KronSum(a_RMN, b_RPQ).dense(), covariance, None) if cost is None else cost]
     for _ in range(sweeps):
         a_RMN, saved_a = _best(c_NNQQ, wc_KL, b_RPQ, a_RMN, explained)
         b_RPQ, saved_b = _best(c_NNQQ.T, wc_KL.T, a_RMN, b_RPQ, lambda b, a: explained(a, b).T)
@@ -46,11 +54,6 @@ def alternate(
         if costs[-2] - costs[-1] <= tolerance * whole:
             break
     return a_RMN, b_RPQ, costs
-
-
-def _cost(w: Array, covariance: Array, a_RMN: Array, b_RPQ: Array) -> float:
-    error = w - KronSum(a_RMN, b_RPQ).dense()
-    return float(((error @ covariance) * error).sum())
 
 
 def _best(

@@ -25,7 +25,7 @@ from tinykron.kron.product import multiplications_of
 
 PROBES = 16  # random vectors, by which the size of a large Gram matrix is estimated before it is computed
 PROBED = 256  # rows of a Gram matrix that is large
-LEADING, PASSES = 32, 2  # directions in which a closer look is taken, and passes over the matrix to find them
+LEADING, PASSES = 16, 4  # directions in which a closer look is taken, and passes over the matrix to find them
 SLACK = 0.07  # that is added to the estimate: three of its standard deviations at 256 rows, more beyond
 
 
@@ -247,21 +247,22 @@ def _losses(
     return Losses(tail / tail[0] if tail[0] else tail)
 
 
-def _square(r_SL: Array, basis_SD: Array | None = None) -> float:
+def _square(r_SL: Array) -> float:
     """Return an estimate of the sum of squares of R R^T, from what it makes of random vectors. Hutchinson 1990.
 
-    basis_SD  orthonormal columns, whose directions are to be left out
     Its standard deviation is at most sqrt(2 / PROBES) of it, and close to sqrt(2 / (PROBES * S)) where no direction
     stands out; where one does, the bound that it serves is far from what it is held against.
     """
-    xp = xp_of(r_SL)
-    z_SK = xp.asarray(np.random.default_rng(0).standard_normal((len(r_SL), PROBES)).astype(r_SL.dtype))
-    seen_SK = _without(r_SL @ (r_SL.T @ _without(z_SK, basis_SD)), basis_SD)
+    return _mean_square(r_SL @ (r_SL.T @ _probes(r_SL)))
+
+
+def _probes(r_SL: Array) -> Array:
+    probes = np.random.default_rng(0).standard_normal((len(r_SL), PROBES))
+    return xp_of(r_SL).asarray(probes.astype(r_SL.dtype))
+
+
+def _mean_square(seen_SK: Array) -> float:
     return float((seen_SK * seen_SK).sum(axis=0).astype(np.float64).sum()) / PROBES
-
-
-def _without(x_SK: Array, basis_SD: Array | None) -> Array:
-    return x_SK if basis_SD is None else x_SK - basis_SD @ (basis_SD.T @ x_SK)
 
 
 def _least_loss(terms: np.ndarray, size: int, whole: float, square: float) -> np.ndarray:
@@ -285,19 +286,26 @@ def _closer(terms: np.ndarray, r_SL: Array, whole: float) -> np.ndarray:
     basis_SD = xp.asarray(np.random.default_rng(1).standard_normal((len(r_SL), LEADING)).astype(r_SL.dtype))
     for _ in range(PASSES):
         basis_SD = xp.linalg.qr(r_SL @ (r_SL.T @ basis_SD))[0]
-    seen_LD = r_SL.T @ basis_SD
-    of_basis = seen_LD.T @ seen_LD
+    together = xp.concatenate([basis_SD, _without(_probes(r_SL), basis_SD)], axis=1)
+    seen = r_SL.T @ together  # once for the directions, and for the estimate of what is left without them
+    back = r_SL @ seen
+    of_basis = seen[:, :LEADING].T @ seen[:, :LEADING]
     leading = np.maximum(to_host(xp.linalg.eigvalsh(of_basis)).astype(np.float64)[::-1], 0.0) / whole
-    back_SD = r_SL @ seen_LD - basis_SD @ of_basis
-    across = sqrt(LEADING * float((back_SD * back_SD).sum())) / whole
+    aside_SD = back[:, :LEADING] - basis_SD @ of_basis
+    across = sqrt(LEADING * float((aside_SD * aside_SD).sum())) / whole
     rest, size = max(0.0, 1.0 - float(leading.sum())), len(r_SL) - LEADING
-    square = (1.0 + SLACK) * _square(r_SL, basis_SD) / whole**2
+    square = (1.0 + SLACK) * _mean_square(_without(back[:, LEADING:], basis_SD)) / whole**2
     of_leading = np.append(0.0, np.cumsum(leading))
     taken = np.arange(LEADING + 1)  # of the terms, so many for the directions that lead, the others for the rest
     others = np.maximum(terms[:, None] - taken, 0)
     of_rest = rest * (1.0 - _least_loss(others, size, rest, square)) if rest else np.zeros(others.shape)
-    together = np.where(taken <= terms[:, None], of_leading + of_rest, 0.0).max(axis=1) + across
-    return np.maximum(1.0 - together, 0.0)
+    most = np.where(taken <= terms[:, None], of_leading + of_rest, 0.0).max(axis=1) + across
+    return np.maximum(1.0 - most, 0.0)
+
+
+def _without(x_SK: Array, basis_SD: Array) -> Array:
+    """Return what of some columns lies in none of the directions of a basis."""
+    return x_SK - basis_SD @ (basis_SD.T @ x_SK)
 
 
 def _root(part: Array | None, like: Array) -> Array | None:

@@ -154,15 +154,19 @@ class Search:
             low, high = loewner(full, inputs, first, second)
             tail = (white.error or 0.0) ** 2 * metrics.cost(w, (inputs.first, inputs.second), None) / whole
             bounds = sqrt(low * tail), sqrt(high * tail)
-        start = KronSum(a_RMN, b_RPQ)
+        found = KronSum(a_RMN, b_RPQ)
+        cost = metrics.cost(w - found.dense(), full, None)
         if self.sweeps and whole:
             plain = truncated(w, a_shape, terms, by_gram=True)
-            start = min((start, plain), key=lambda fit: metrics.cost(w - fit.dense(), full, None))
+            of_plain = metrics.cost(w - plain.dense(), full, None)
+            if of_plain < cost:
+                found, cost = plain, of_plain
             sweeps = min(self.sweeps, WORK // (2 * (w.shape[1] * terms) ** 2))
             if sweeps:
                 square = full if full.ndim == 2 else xp_of(full).diag(full)
-                start = _in_order(*alternate(w, square, start.a, start.b, sweeps, self.tolerance)[:2], first, second)
-        return _measured(replace(start, bounds=bounds), metrics.cost(w - start.dense(), full, None), whole)
+                a_RMN, b_RPQ, costs = alternate(w, square, found.a, found.b, sweeps, self.tolerance, cost)
+                found, cost = _in_order(a_RMN, b_RPQ, first, second), costs[-1]
+        return _measured(replace(found, bounds=bounds), cost, whole)
 
 
 def loewner(metric: Array, near: Split, first: Root, second: Root) -> tuple[float, float]:
