@@ -17,6 +17,7 @@ from tinykron.errors import TinykronError
 
 HALVINGS = 60  # of the interval that a price lies in
 STATES = 20_000  # partial choices that the finish keeps; more are cut, the most promising staying
+MERGED = 1 << 20  # states times the options of the next matrix, at most
 
 
 def amount(budget: float, whole: float) -> float:
@@ -51,7 +52,7 @@ class Allocation:
 def allocate(options: Sequence[Options], budgets: Sequence[float], finish: bool = True) -> Allocation:
     """Return the choice of least total loss whose total costs are within the budgets.
 
-    finish  or else the best that prices alone lead to, which takes a fraction of the time
+    finish  or else what prices lead to, and spending what they leave: a fraction of the time
     Raises BudgetError for a budget that cannot be met, TinykronError for budgets that cannot be met together.
     """
     limits = np.asarray(budgets, float)
@@ -183,8 +184,10 @@ class _Search:
             order = order[np.lexsort((loss[order], costs[0][order]))]
             if len(self.limits) == 1:  # a state that costs more and loses more than another is no use
                 order = order[loss[order] < np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])]
-            if len(order) > STATES:
-                order, exact = order[np.argsort(bound[order], kind="stable")[:STATES]], False
+            options_next = len(kept[number + 1]) if number + 1 < len(kept) else 1
+            most = min(STATES, max(1, MERGED // options_next))
+            if len(order) > most:
+                order, exact = order[np.argsort(bound[order], kind="stable")[:most]], False
             steps.append((order // len(indices), indices[order % len(indices)]))
             loss, costs = loss[order], costs[:, order]
         chosen, total = self.chosen, self.loss
