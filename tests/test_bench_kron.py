@@ -132,6 +132,11 @@ def test_a_target_that_the_multiplications_alone_miss_is_beyond_any_program():
     assert (
         "at least 2.0 in 1 of 3 cases, and 1 are beyond any program" in bench_kron.summary([quick, slow, possible])[0]
     )
+    of_dense = bench_kron.summary([quick, slow, possible])[1]
+    assert (
+        "in 3 of the 3 that take less than 100% of its multiplications; in 0 of the 0 that take less than 50%"
+        in of_dense
+    )
     both = Case((6, 8), "small", (3, 2), 1, 4, True)
     assert both.multiplications == (3 * 112, 3 * 192)
     assert Case((6, 8), "small", (3, 2), 3, 40, False).multiplications == (40 * 48 + 3 * 48, 40 * 48)

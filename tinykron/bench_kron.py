@@ -311,6 +311,10 @@ def summary(rows: list[Row]) -> list[str]:
             count = f"at least {target} in {met} of {len(found)} cases"
             if beyond := out_of_reach(rows, names, target):
                 count += f", and {beyond} are beyond any program"
+            for share in (1.0, 0.5) if names[0] in DENSE else ():
+                lighter = [ratio for ratio, case in found if case.multiplications[0] < share * case.multiplications[1]]
+                met = sum(ratio >= target for ratio in lighter)
+                count += f"; in {met} of the {len(lighter)} that take less than {share:.0%} of its multiplications"
             lines.append(
                 f"against {title}: {mean:.2f} times as fast (geometric mean); {count}; least {worst:.2f}: {where}"
             )

@@ -14,6 +14,7 @@ from typing import Any
 from tinykron.backend import Array, xp_of
 from tinykron.kron import metric as metrics
 from tinykron.kron.algebra import KronSum, rearrange
+from tinykron.kron.order import CostModel
 from tinykron.kron.product import apply
 
 UNKNOWNS = 1024  # of one set of equations; terms beyond that are solved for in groups, one after the other
@@ -43,7 +44,8 @@ def alternate(
     c_NNQQ = rearrange(covariance, (n, n))  # rows: pairs of inputs of the A, columns: pairs of inputs of the B
 
     def explained(a: Array, b: Array) -> Array:
-        return rearrange(apply(a, b, covariance).T, (m, n))
+        order = CostModel().choose(a.shape, b.shape, len(covariance))  # by multiplications: alike on every machine
+        return rearrange(apply(a, b, covariance, order).T, (m, n))
 
     whole = float((rearrange(w, (m, n)) * wc_KL).sum())
     costs = [metrics.cost(w - KronSum(a_RMN, b_RPQ).dense(), covariance, None) if cost is None else cost]

@@ -164,8 +164,9 @@ class Search:
             sweeps = min(self.sweeps, WORK // (2 * (w.shape[1] * terms) ** 2))
             if sweeps:
                 square = full if full.ndim == 2 else xp_of(full).diag(full)
-                a_RMN, b_RPQ, costs = alternate(w, square, found.a, found.b, sweeps, self.tolerance, cost)
-                found, cost = _in_order(a_RMN, b_RPQ, first, second), costs[-1]
+                a_RMN, b_RPQ, _ = alternate(w, square, found.a, found.b, sweeps, self.tolerance, cost)
+                found = _in_order(a_RMN, b_RPQ, first, second)
+                cost = metrics.cost(w - found.dense(), full, None)  # of what is returned, not of what led to it
         return _measured(replace(found, bounds=bounds), cost, whole)
 
 

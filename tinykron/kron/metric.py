@@ -63,7 +63,7 @@ def checked(metric: Metric, size: int, name: str, like: Array, ridge: float) -> 
         )
         if asymmetry > 1e-5 * max(float(metric.max()), -float(metric.min())):
             raise TinykronError(f"{name}: expected a symmetric matrix, found entries that differ by {asymmetry:g}")
-        for i in _blocks(size if asymmetry else 0):  # the mean with its transpose: each row below the diagonal, too
+        for i in _blocks(size) if asymmetry else ():  # the mean with its transpose, on both sides of the diagonal
             metric[i : i + ROWS, i:] = 0.5 * (metric[i : i + ROWS, i:] + metric[i:, i : i + ROWS].T)
             metric[i:, i : i + ROWS] = metric[i : i + ROWS, i:].T
     diagonal += ridge * float(diagonal.mean())
