@@ -152,7 +152,7 @@ def main() -> None:
     options = json.loads(sys.stdin.readline())
     with ExitStack() as stack:
         stack.enter_context(backend.device(options["device"]))
-        stack.enter_context(backend.recycled_memory())  # as the command line and train.fit run
+        stack.enter_context(backend.long_work())  # as the command line and train.fit run
         engine = Engine(options)
         print(json.dumps(engine.describe()), flush=True)
         for line in sys.stdin:

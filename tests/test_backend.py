@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -252,6 +253,58 @@ def test_what_is_free_between_what_is_not_goes_back_to_the_system() -> None:
     full, before, after = map(int, run.stdout.split())
     assert before > full - 20  # megabytes: freeing alone gave back nothing
     assert after < full - 150
+
+
+IDLE = """
+import threading, time
+import numpy as np
+from tinykron.backend import long_work
+
+x = np.ones((512, 512), np.float32)
+
+def idle():
+    x @ x  # on all threads of BLAS
+    before = time.process_time()
+    time.sleep(0.15)
+    return f"{time.process_time() - before:.3f}"
+
+before = idle()
+with long_work():
+    x @ x  # starts the threads
+    with long_work():
+        inside = idle()
+    still = idle()
+print(before, inside, still, idle())
+
+stop = threading.Event()
+other = threading.Thread(target=stop.wait)
+other.start()
+with long_work():
+    print(idle())
+stop.set()
+other.join()
+"""
+
+
+def seconds_awake(**settings: str) -> list[float]:
+    """Return the processor's seconds in .15 of sleep after a product: before a block, in it twice, after it; and in a
+    block while another thread runs."""
+    environment = {name: value for name, value in os.environ.items() if name != backend.TIMEOUT} | settings
+    run = subprocess.run([sys.executable, "-c", IDLE], check=True, capture_output=True, text=True, env=environment)
+    return list(map(float, run.stdout.split()))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or backend.thread_count() < 2, reason="OpenBLAS's threads on Linux, two at least"
+)
+def test_idle_threads_of_blas_sleep_in_a_block_of_long_work() -> None:
+    before, inside, still, after, beside = seconds_awake()
+    if before < 0.05:
+        pytest.skip("this BLAS does not keep its threads awake")
+    assert max(inside, still) < before / 4
+    assert min(after, beside) > before / 2
+    asked = seconds_awake(**{backend.TIMEOUT: str(backend.AWAKE)})  # what the environment says is not changed
+    assert min(asked) > before / 2
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

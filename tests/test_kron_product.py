@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.helpers import assert_close, host
 from tests.strategies import KronPair, arrays, kron_pairs, non_contiguous
 from tinykron import kron
-from tinykron.backend import BLOCK_ELEMENTS, to_device
+from tinykron.backend import BLOCK_ELEMENTS, LARGE, to_device
 from tinykron.errors import ShapeError, TinykronError
+from tinykron.kron import order as order_module
 from tinykron.kron import product
 from tinykron.kron.algebra import rearrange
 from tinykron.kron.order import Order, Plan, order_of
@@ -83,12 +84,23 @@ def test_the_property_refuses(wrong: Any) -> None:
         check_apply(wrong, a, b, x)
 
 
+@pytest.fixture(params=[False, True], ids=["as small", "as large"])
+def large(request: Any, monkeypatch: Any) -> bool:
+    """Whether factors and products count as large, however small they are."""
+    if request.param:
+        monkeypatch.setattr(order_module, "COPIED", 0)
+        monkeypatch.setattr(order_module, "SMALL", 0)
+    return request.param
+
+
 @pytest.mark.parametrize("rows", [1, 4, 60])  # few rows of several terms are added up another way than many
 @pytest.mark.parametrize(
     "sizes", [(5, 30, 2, 3), (2, 3, 5, 30), (30, 5, 3, 2), (3, 2, 30, 5), (6, 4, 2, 1), (6, 4, 1, 2)]
 )
 @pytest.mark.parametrize("terms", [1, 3])
-def test_apply_in_either_order_with_few_and_many_rows(device: str, sizes: tuple, terms: int, rows: int) -> None:
+def test_apply_in_either_order_with_few_and_many_rows(
+    device: str, large: bool, sizes: tuple, terms: int, rows: int
+) -> None:
     m, n, p, q = sizes
     generator = np.random.default_rng(0)
     shapes = (terms, m, n), (terms, p, q), (rows, n * q)
@@ -137,7 +149,9 @@ LAYOUTS += [(7, 1, 1, 6), (1, 7, 6, 1), (5, 4, 1, 6), (4, 5, 6, 1)]  # low rank,
 @pytest.mark.parametrize("terms", [1, 3])
 @pytest.mark.parametrize("sizes", LAYOUTS)
 @pytest.mark.parametrize("order", get_args(Order))
-def test_blocks_of_rows_on_threads(monkeypatch: Any, order: Any, sizes: Any, terms: int, rows: int) -> None:
+def test_blocks_of_rows_on_threads(
+    monkeypatch: Any, large: bool, order: Any, sizes: Any, terms: int, rows: int
+) -> None:
     monkeypatch.setattr(product, "BLOCK_ELEMENTS", 200)  # some rows a block
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     m, n, p, q = sizes
@@ -148,14 +162,15 @@ def test_blocks_of_rows_on_threads(monkeypatch: Any, order: Any, sizes: Any, ter
     check_gradients(product.backward, order, a, b, x, grad)
 
 
-def test_both_layouts_are_tested() -> None:
-    """And 50 rows are several blocks for some of them."""
+def test_both_layouts_are_tested(large: bool) -> None:
+    """And 50 rows are several blocks for some of them; and swapped products, of a few rows."""
     pairs = [(np.ones((3, m, n)), np.ones((3, p, q))) for m, n, p, q in LAYOUTS]
     layouts = [product.layout(order, a, b, 50) for a, b in pairs for order in ("a_first", "b_first")]
-    assert {type(pair) for pair in layouts} == {product.ByRows, product.ByColumns}
+    assert {type(pair) for pair in layouts} == {product.ByRows} | ({product.ByColumns} if large else set())
     by_rows = [pair for pair in layouts if isinstance(pair, product.ByRows)]
     assert {pair.flat for pair in by_rows} == {True, False}
     assert all(BLOCK_ELEMENTS // pair.block * 50 > 200 for pair in by_rows if not pair.flat)
+    assert any(order_module.swaps(3, a.shape[1:], b.shape[1:], 2) for a, b in pairs) == large
 
 
 def test_what_is_kept_is_no_wider_than_x_and_y_together(device: str) -> None:
@@ -192,9 +207,21 @@ def test_the_check_refuses_wrong_gradients(wrong: Any) -> None:
 @given(rows=st.integers(0, 12), inner=st.sampled_from([1, 2, 9]), columns=st.integers(0, 12))
 def test_product_is_matmul(device: str, rows: int, inner: int, columns: int) -> None:
     generator = np.random.default_rng(0)
-    x, y = generator.standard_normal((rows, inner)), generator.standard_normal((2, inner, columns))
-    assert_close(product.product(to_device(x), to_device(y)), x @ y)
-    assert_close(product.product(to_device(x), to_device(y[0])), x @ y[0])
+    x, y = generator.standard_normal((2, rows, inner)), generator.standard_normal((2, inner, columns))
+    turned = to_device(np.ascontiguousarray(y.swapaxes(1, 2))).swapaxes(1, 2)
+    for stored in (to_device(y), turned):
+        assert_close(product.product(to_device(x), stored), x @ y)
+        assert_close(product.product(to_device(x[0]), stored), x[0] @ y)
+        assert_close(product.product(to_device(x[0]), stored[0]), x[0] @ y[0])
+
+
+@pytest.mark.parametrize("columns", [2, 3, 40])
+def test_product_of_a_large_matrix_and_a_few_columns(device: str, columns: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((700, 800), dtype=np.float32)
+    y = generator.standard_normal((columns, 800), dtype=np.float32).T
+    assert x.size >= LARGE
+    assert_close(product.product(to_device(x), to_device(y)), x @ y, atol=1e-3)
 
 
 # What it costs --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinykron import cli_elastic, cli_serve
-from tinykron.backend import current_device, device, recycled_memory
+from tinykron.backend import current_device, device, long_work
 from tinykron.cli_exits import sort_options
 from tinykron.cli_lessons import lesson, lesson_options
 from tinykron.cli_recipes import recipe_options
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with recycled_memory(), device(options.device or current_device()):
+        with long_work(), device(options.device or current_device()):
             return options.run(options)
     except TinykronError as error:
         print(f"tinykron: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinykron import safetensors_file
-from tinykron.backend import recycled_memory, to_host
+from tinykron.backend import long_work, to_host
 from tinykron.distill import Distillation
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.features import Batch, Features, collate
@@ -126,7 +126,7 @@ def fit(
     kept = history.steps
     distillation = loss if isinstance(loss, Distillation) and len(loss.losses.terms) > 1 else None
     model.train()
-    with recycled_memory(), interruptible() as stop, Progress(title, total, "steps", history.steps) as progress:
+    with long_work(), interruptible() as stop, Progress(title, total, "steps", history.steps) as progress:
         while history.steps < total and not _exhausted(history, settings) and not stop.is_set():
             optimiser.lr = settings.lr * factor(history.steps)
             if distillation and (history.steps % MEASURED == 0 or history.steps == total - 1):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinykron import data, safetensors_file
-from tinykron.backend import recycled_memory, to_host
+from tinykron.backend import long_work, to_host
 from tinykron.distill import Batch, Distillation, Losses
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.evaluate import held_out_perplexity
@@ -143,7 +143,7 @@ def fit(
     if isinstance(tokens, Examples):  # which are of unequal length
         unit, each = "examples", settings.batch * settings.accumulate
     total, done = (steps * each for steps in (settings.steps, history.steps))
-    with recycled_memory(), interruptible() as stop, Progress(title, total, unit, done) as progress:
+    with long_work(), interruptible() as stop, Progress(title, total, unit, done) as progress:
         while history.steps < settings.steps and not stop.is_set():
             step = history.steps
             optimiser.lr = settings.lr * factor(step)

@@ -30,6 +30,8 @@ Passes = Literal["forward", "training"]
 Sizes = tuple[int, int, int]  # (R, M, N) or (R, P, Q)
 
 FEW = 8  # up to so many columns, a small matrix is too thin for BLAS
+SMALL = 1 << 19  # multiplications, up to which OpenBLAS multiplies a few thin columns as they are
+COPIED = 1 << 13  # numbers of a factor, up to which a copy takes no longer than a call
 SWITCH = "TINYKRON_CALIBRATION"  # "off": nothing is measured, multiplications alone decide
 
 
@@ -59,10 +61,26 @@ def choose(a: Sizes, b: Sizes, rows: int, passes: Passes = "forward", device: st
     return cost_model(device).choose(a, b, rows, passes, dense)
 
 
-def by_columns(terms: int, n: int, p: int, rows: int) -> bool:
-    """Whether the layout ByColumns is the better one for B (P, Q) and A (M, N): few columns, or few rows of terms."""
-    few_rows = terms > 1 and rows * p < n
-    return few_rows if is_flat(terms, p) else p <= FEW or few_rows
+def by_columns(terms: int, a: tuple[int, int], p: int, rows: int) -> bool:
+    """Whether the layout ByColumns is the better one for A (M, N) and B (P, Q): few columns, or few rows of terms."""
+    m, n = a
+    if terms == 1:  # A is not copied in either layout
+        return p <= FEW and not (rows <= 2 * FEW and rows * m * n <= SMALL)
+    return few_rows(terms, a, p, rows) or (p <= FEW and not is_flat(terms, p) and terms * m * n > COPIED)
+
+
+def few_rows(terms: int, a: tuple[int, int], p: int, rows: int) -> bool:
+    """Whether adding up what each term gives takes less than putting the terms of A side by side, which copies A."""
+    m, n = a
+    return terms > 1 and rows * p < n and terms * m * n > COPIED
+
+
+def swaps(terms: int, a: tuple[int, int], b: tuple[int, int], rows: int) -> bool:
+    """Whether A first is best done as B first with A and B, and the axes of X and Y, swapped: Y^T = sum of B X^T A^T.
+
+    For one row that costs nothing, and for few rows of terms it saves copying B.
+    """
+    return rows == 1 or few_rows(terms, b, a[0], rows)
 
 
 def is_flat(terms: int, p: int) -> bool:
@@ -98,9 +116,13 @@ class CostModel:
         """Return the seconds that each order takes; the steps are those of `product`."""
         (terms, m, n), (_, p, q) = a, b
         training = passes == "training"
+        if swaps(terms, (m, n), (p, q), rows):
+            a_first = self._factors(terms, (p, q), (m, n), rows, training, swapped=False)
+        else:
+            a_first = self._factors(terms, (n, m), (q, p), rows, training, swapped=True)
         return {
             "b_first": self._factors(terms, (m, n), (p, q), rows, training, swapped=False),
-            "a_first": self._factors(terms, (n, m), (q, p), rows, training, swapped=True),
+            "a_first": a_first,
             "dense": self._dense(terms, (m, n), (p, q), rows, training),
         }
 
@@ -122,7 +144,7 @@ class CostModel:
     ) -> float:
         """Of multiplying by B first; A first is the backward pass of multiplying by B^T first: factors `swapped`."""
         (m, n), (p, q) = a, b
-        if by_columns(terms, n, p, rows):
+        if by_columns(terms, a, p, rows):
             move = self.copy(rows * m * p)
             to_y = self.product(p * rows, n, m, terms) + self.sums(terms, rows * m * p) + move
             from_y = self.product(p * rows, m, n, terms) + move

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinykron.backend import BLOCK_ELEMENTS, CPU, Array, backend_of, by_rows, thread_count, xp_of
+from tinykron import backend
+from tinykron.backend import BLOCK_ELEMENTS, CPU, FEW_ROWS, Array, backend_of, by_rows, thread_count, xp_of
 from tinykron.errors import ShapeError
 from tinykron.kron.algebra import Shape
-from tinykron.kron.order import FEW, Order, by_columns, checked_plan, is_flat, keeps, order_of
+from tinykron.kron.order import FEW, Order, by_columns, checked_plan, is_flat, keeps, order_of, swaps
 
 ALL = 1 << 62  # rows at once
-LARGE = 1 << 18  # numbers of a matrix that BLAS puts into an order of its own before it multiplies
 
 
 def apply(a: Array, b: Array, x: Array, plan: str = "auto") -> Array:
@@ -73,6 +73,9 @@ def forward(order: Order, a: Array, b: Array, x_TNQ: Array, keep: bool = False) 
     (_, m, n), (_, p, q) = a.shape, b.shape
     if order == "dense":
         return x_TNQ.reshape(-1, n * q) @ merged(a, b).T, None
+    if order == "a_first" and swaps(len(a), (m, n), (p, q), len(x_TNQ)):
+        y_TD, z = forward("b_first", b, a, x_TNQ.swapaxes(1, 2), keep)
+        return y_TD.reshape(-1, p, m).swapaxes(1, 2).reshape(-1, m * p), z  # Y^T -> Y
     pair, xp = layout(order, a, b, len(x_TNQ)), xp_of(x_TNQ)
     first, second = (pair.from_x, pair.to_y) if order == "b_first" else (pair.from_y, pair.to_x)
     keep = keep and keeps(pair.terms, (pair.m, pair.n), (pair.p, pair.q))
@@ -97,9 +100,12 @@ def backward(
     order: Order, a: Array, b: Array, x_TNQ: Array, grad_TMP: Array, z: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of X (T, N*Q), a and b; z as `forward` returned it: one that was not kept is made again."""
-    (_, _, n), (_, _, q) = a.shape, b.shape
+    (_, m, n), (_, p, q) = a.shape, b.shape
     if order == "dense":
         return _dense_backward(a, b, x_TNQ, grad_TMP)
+    if order == "a_first" and swaps(len(a), (m, n), (p, q), len(x_TNQ)):
+        grad_x, grad_b, grad_a = backward("b_first", b, a, x_TNQ.swapaxes(1, 2), grad_TMP.swapaxes(1, 2), z)
+        return grad_x.reshape(-1, q, n).swapaxes(1, 2).reshape(-1, n * q), grad_a, grad_b  # the gradient of X^T -> X
     pair, xp = layout(order, a, b, len(x_TNQ)), xp_of(x_TNQ)
     b_first = order == "b_first"
     grad_x_TNQ = xp.empty(x_TNQ.shape, dtype=xp.result_type(a.dtype, b.dtype, grad_TMP.dtype))
@@ -153,7 +159,7 @@ def layout(order: Order, a: Array, b: Array, rows: int) -> ByRows | ByColumns:
     transposed = order == "a_first"
     if transposed:
         a, b = a.swapaxes(1, 2), b.swapaxes(1, 2)
-    return (ByColumns if by_columns(len(a), a.shape[2], b.shape[1], rows) else ByRows)(a, b, transposed)
+    return (ByColumns if by_columns(len(a), a.shape[1:], b.shape[1], rows) else ByRows)(a, b, transposed)
 
 
 class Pair:
@@ -186,7 +192,7 @@ class ByRows(Pair):
         self.block = max(1, numbers // width) if small else ALL
 
     def from_x(self, x_TNQ: Array) -> Array:
-        return times_transposed(x_TNQ.reshape(-1, self.q), self.b_LQ).reshape(-1, self.n * self.terms, self.p)
+        return backend.product(x_TNQ.reshape(-1, self.q), self.b_LQ.T).reshape(-1, self.n * self.terms, self.p)
 
     def to_y(self, z_TKP: Array) -> Array:
         return (z_TKP[..., 0] @ self.a_MK.T)[..., None] if self.flat else self.a_MK @ z_TKP
@@ -225,13 +231,15 @@ class ByColumns(Pair):
         return product(self.b_LQ, x_TNQ.reshape(-1, self.q).T).reshape(self.terms, -1, self.n)
 
     def to_y(self, z_RSN: Array) -> Array:
-        y_RSM = product(z_RSN, self.a_RMN.swapaxes(1, 2))
-        y_SM = y_RSM[0] if self.terms == 1 else y_RSM.sum(axis=0)
+        a_RNM = self.a_RMN.swapaxes(1, 2)
+        y_SM = product(z_RSN[0], a_RNM[0]) if self.terms == 1 else product(z_RSN, a_RNM).sum(axis=0)
         y_PTM = y_SM.reshape(self.p, -1, self.m)
-        return xp_of(y_PTM).stack(list(y_PTM), axis=-1) if self.p <= FEW else y_PTM.transpose(1, 2, 0)
+        few = self.p <= FEW and y_PTM.shape[1] > 1
+        return xp_of(y_PTM).stack(list(y_PTM), axis=-1) if few else y_PTM.transpose(1, 2, 0)
 
     def from_y(self, y_TMP: Array) -> Array:
-        return product(self._columns(y_TMP), self.a_RMN)
+        y_SM = self._columns(y_TMP)
+        return product(y_SM, self.a_RMN[0])[None] if self.terms == 1 else product(y_SM, self.a_RMN)
 
     def to_x(self, z_RSN: Array) -> Array:
         return product(z_RSN.reshape(self.terms * self.p, -1).T, self.b_LQ).reshape(-1, self.n, self.q)
@@ -246,17 +254,14 @@ class ByColumns(Pair):
         return y_TMP.transpose(2, 0, 1).reshape(-1, self.m)  # (P*T, M)
 
 
-def times_transposed(x: Array, b: Array) -> Array:
-    """x @ b^T; of a few rows and a large matrix as (b @ x^T)^T, which OpenBLAS computes in half the time."""
-    if len(x) > 2 * FEW or b.size < LARGE:
-        return x @ b.T
-    return product(x, b.T) if len(x) < 4 else (b @ x.T).T
-
-
 def product(x: Array, y: Array) -> Array:
-    """x @ y, of a pair or a stack; quick also where BLAS is slow: with two or three rows, and where inner is 1."""
-    if 1 < x.shape[-2] < 4 and x.shape[-1] > FEW:  # as vectors, in half the time
-        return (x[..., None, :] @ y[..., None, :, :])[..., 0, :]
-    if x.shape[-1] > 1 or not 0 < min(x.shape[-2], y.shape[-1]) <= FEW or y.ndim > 2:
-        return x @ y
-    return x * y if len(x) <= y.shape[1] else xp_of(x).stack([x[:, 0] * y[0, j] for j in range(y.shape[1])], axis=-1)
+    """x @ y, of a pair or a stack; quick also where BLAS is slow: with a few rows, and where inner is 1."""
+    (rows, inner), columns = x.shape[-2:], y.shape[-1]
+    if inner == 1 and y.ndim == 2 and 0 < min(rows, columns) <= FEW:
+        return x * y if rows <= columns else xp_of(x).stack([x[:, 0] * y[0, j] for j in range(columns)], axis=-1)
+    if y.ndim == 2:
+        turned = 1 < columns < rows and x.size >= backend.LARGE
+        return backend.product(y.T, x.T).T if turned else backend.product(x, y)
+    if 1 < rows <= FEW_ROWS and y.strides[-2] == y.itemsize and backend_of(x) is CPU:  # stored the other way round
+        return (y.swapaxes(-1, -2) @ x.swapaxes(-1, -2)).swapaxes(-1, -2)
+    return x @ y
