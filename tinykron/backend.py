@@ -282,13 +282,13 @@ def long_work() -> Iterator[None]:
         yield
 
 
-TIMEOUT, AWAKE, SHORT = "OPENBLAS_THREAD_TIMEOUT", 28, 16  # log2 of processor cycles: OpenBLAS's own choice; ours
+TIMEOUT, AWAKE, SHORT = "OPENBLAS_THREAD_TIMEOUT", 28, 20  # log2 of processor cycles: OpenBLAS's own choice; ours
 _resting: ContextVar[bool] = ContextVar("resting", default=False)
 
 
 @contextmanager
 def resting_threads() -> Iterator[None]:
-    """Let OpenBLAS's threads sleep 25 microseconds after a product, and leave the cores to the threads of `by_rows`.
+    """Let OpenBLAS's threads sleep .4 ms after a product, and leave the cores to the threads of `by_rows`.
 
     By itself it keeps them awake for a tenth of a second, in which both share the cores: a training step of a small
     batch then takes up to 1.9 times as long. OpenBLAS reads the setting where it starts its threads, so those that run

@@ -57,6 +57,7 @@ CHECKED = 64  # rows of y and of x's gradient that are compared
 MISSING = "not measured: torch is not installed, and einsum, lycoris-lora, peft and pyfastkron need it"
 TURN = 0.01  # seconds that a way is called in its turn
 SETTLE = 0.05  # seconds between the turns of the two processes: threads of the one go on waiting, awake, for a while
+WARM = 0.1  # seconds of calls that do not count: after a pause, a virtual machine may run all threads on one core
 GIVE_UP = 0.3  # a package that takes so many seconds, and ten times ours, is not asked for more rows of a matrix
 
 
@@ -244,6 +245,7 @@ def _row(case: Case, sides: list[Process], repeats: int, slow: set[tuple[str, Sh
     for _, (side, way) in every(range(repeats), ways):
         if side is not before:
             time.sleep(SETTLE)
+            side.ask({"do": "time", "way": way, "seconds": WARM})
         before = side
         times[way].append(side.ask({"do": "time", "way": way, "seconds": TURN})["seconds"] * 1e3)
     return Row(case, answers[0]["plan"], {way: Spread.of(values) for way, values in times.items()}, refused)

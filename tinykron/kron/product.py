@@ -259,8 +259,10 @@ def product(x: Array, y: Array) -> Array:
     (rows, inner), columns = x.shape[-2:], y.shape[-1]
     if inner == 1 and y.ndim == 2 and 0 < min(rows, columns) <= FEW:
         return x * y if rows <= columns else xp_of(x).stack([x[:, 0] * y[0, j] for j in range(columns)], axis=-1)
+    if inner <= FEW:
+        return x @ y
     if y.ndim == 2:
-        turned = 1 < columns < rows and x.size >= backend.LARGE
+        turned = 1 < columns < min(rows, FEW) and x.size >= backend.LARGE
         return backend.product(y.T, x.T).T if turned else backend.product(x, y)
     if 1 < rows <= FEW_ROWS and y.strides[-2] == y.itemsize and backend_of(x) is CPU:  # stored the other way round
         return (y.swapaxes(-1, -2) @ x.swapaxes(-1, -2)).swapaxes(-1, -2)
