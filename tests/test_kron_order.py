@@ -117,6 +117,14 @@ def test_arranging_factors_of_several_terms_is_paid_in_each_pass():
         assert costs["a_first"] == times * 3 * (40 * 30 + 20 * 50)  # and B transposed
 
 
+def test_a_few_rows_of_several_terms_are_arranged_and_not_the_factors():
+    model, large, small = CostModel(multiply=0.0, move=1.0), (4, 384, 192), (4, 2, 16)
+    for rows in (1, 3):
+        assert model.costs(large, small, rows)["b_first"] == rows * 384 * 2  # Y
+        assert model.costs(small, large, rows)["a_first"] == rows * 384 * 2  # Y^T
+    assert model.costs(small, large, 1000)["a_first"] == 4 * (384 * 192 + 2 * 16)
+
+
 def test_each_number_counts():
     shapes = (3, 40, 30), (3, 20, 50), 100
     for passes in PASSES:

@@ -145,7 +145,7 @@ LAYOUTS += [(5, 12, 9, 2), (12, 5, 2, 9)]  # with a row of several terms: many c
 LAYOUTS += [(7, 1, 1, 6), (1, 7, 6, 1), (5, 4, 1, 6), (4, 5, 6, 1)]  # low rank, and other sums whose Z is flat
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 50])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 50])
 @pytest.mark.parametrize("terms", [1, 3])
 @pytest.mark.parametrize("sizes", LAYOUTS)
 @pytest.mark.parametrize("order", get_args(Order))
@@ -261,6 +261,18 @@ def test_low_rank_adds_its_terms_up_within_a_product(sizes: Any) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.5 * 8 * (256 * (m * p + 32) + a.size + b.size)  # not one result a term
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_row_of_several_terms_copies_no_factor(swapped: bool) -> None:
+    large, small = np.ones((4, 384, 192)), np.ones((4, 2, 16))
+    a, b, order = (small, large, "a_first") if swapped else (large, small, "b_first")
+    x = np.ones((1, 16 * 192))
+    tracemalloc.start()
+    kron.apply(a, b, x, order)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < large.nbytes / 20
 
 
 @pytest.mark.parametrize(("backward", "matrices"), [(False, 1), (True, 2)])

@@ -292,8 +292,8 @@ def resting_threads() -> Iterator[None]:
 
     By itself it keeps them awake for a tenth of a second, in which both share the cores: a training step of a small
     batch then takes up to 1.9 times as long. OpenBLAS reads the setting where it starts its threads, so those that run
-    are ended; the next product starts them. Nothing is done where the environment sets OPENBLAS_THREAD_TIMEOUT, with
-    another BLAS, and while other threads of Python run, which might be multiplying.
+    are ended. Nothing is done where the environment sets OPENBLAS_THREAD_TIMEOUT, with another BLAS, and while other
+    threads of Python run, which might be multiplying.
     """
     if _resting.get() or TIMEOUT in os.environ:
         yield
@@ -311,18 +311,19 @@ def resting_threads() -> Iterator[None]:
 def _restart_blas(timeout: int) -> None:
     """Have each OpenBLAS that is loaded start its threads anew with a timeout."""
     import ctypes
-    from threading import current_thread, enumerate
+    import threading
 
     from threadpoolctl import ThreadpoolController
 
-    if any(thread is not current_thread() and not thread.name.startswith(POOL) for thread in enumerate()):
+    others = (thread for thread in threading.enumerate() if thread is not threading.current_thread())
+    if not all(thread.name.startswith(POOL) for thread in others):
         return
     os.environ[TIMEOUT] = str(timeout)
     for found in ThreadpoolController().select(internal_api="openblas").lib_controllers:
         blas = ctypes.CDLL(found.filepath)
         if found.threading_layer == "pthreads" and hasattr(blas, "openblas_read_env"):
             blas.openblas_read_env()
-            blas.blas_thread_shutdown_()  # as it does itself before a fork
+            blas.blas_thread_shutdown_()  # as it does itself before a fork; the next product starts them
 
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # the names that glibc's mallopt has for its settings
