@@ -302,9 +302,8 @@ def test_idle_threads_of_blas_sleep_in_a_block_of_long_work() -> None:
     if before < 0.05:
         pytest.skip("this BLAS does not keep its threads awake")
     assert max(inside, still) < before / 4
-    assert min(after, beside) > before / 2
     asked = seconds_awake(**{backend.TIMEOUT: str(backend.AWAKE)})  # what the environment says is not changed
-    assert min(asked) > before / 2
+    assert min(after, beside, *asked) > 4 * max(inside, still)
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

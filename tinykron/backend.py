@@ -290,10 +290,10 @@ _resting: ContextVar[bool] = ContextVar("resting", default=False)
 def resting_threads() -> Iterator[None]:
     """Let OpenBLAS's threads sleep .4 ms after a product, and leave the cores to the threads of `by_rows`.
 
-    By itself it keeps them awake for a tenth of a second, in which both share the cores: a training step of a small
-    batch then takes up to 1.9 times as long. OpenBLAS reads the setting where it starts its threads, so those that run
-    are ended. Nothing is done where the environment sets OPENBLAS_THREAD_TIMEOUT, with another BLAS, and while other
-    threads of Python run, which might be multiplying.
+    By itself it keeps them awake for a tenth of a second, in which both share the cores; what that costs is measured in
+    README, Speed. OpenBLAS reads the setting where it starts its threads, so those that run are ended. Nothing is done
+    where the environment sets OPENBLAS_THREAD_TIMEOUT, with another BLAS, and while other threads of Python run, which
+    might be multiplying.
     """
     if _resting.get() or TIMEOUT in os.environ:
         yield

@@ -117,11 +117,11 @@ class CostModel:
         (terms, m, n), (_, p, q) = a, b
         training = passes == "training"
         if swaps(terms, (m, n), (p, q), rows):
-            a_first = self._factors(terms, (p, q), (m, n), rows, training, swapped=False)
+            a_first = self._factors(terms, (p, q), (m, n), rows, training)
         else:
-            a_first = self._factors(terms, (n, m), (q, p), rows, training, swapped=True)
+            a_first = self._factors(terms, (n, m), (q, p), rows, training, transposed=True)
         return {
-            "b_first": self._factors(terms, (m, n), (p, q), rows, training, swapped=False),
+            "b_first": self._factors(terms, (m, n), (p, q), rows, training),
             "a_first": a_first,
             "dense": self._dense(terms, (m, n), (p, q), rows, training),
         }
@@ -140,9 +140,9 @@ class CostModel:
         return self.call + self.touch * count * numbers if count > 1 else 0.0
 
     def _factors(
-        self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, training: bool, swapped: bool
+        self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, training: bool, transposed: bool = False
     ) -> float:
-        """Of multiplying by B first; A first is the backward pass of multiplying by B^T first: factors `swapped`."""
+        """Of multiplying by B first; A first is the backward pass of multiplying by B^T first: factors `transposed`."""
         (m, n), (p, q) = a, b
         if by_columns(terms, a, p, rows):
             move = self.copy(rows * m * p)
@@ -162,9 +162,9 @@ class CostModel:
             grad_a = self.product(m, p, n * terms, rows) + self.sums(rows, m * n * terms)
             grad_b = self.product(terms * p, rows * n, q)
             prepare = self.copy(terms * m * n) if terms > 1 else 0.0
-        if swapped and terms > 1:
+        if transposed and terms > 1:
             prepare += self.copy(terms * p * q)
-        first, second = (from_y, to_x) if swapped else (from_x, to_y)
+        first, second = (from_y, to_x) if transposed else (from_x, to_y)
         if not training:
             return prepare + first + second
         again = 0.0 if keeps(terms, a, b) else first

@@ -4,7 +4,8 @@ Letters as in `algebra`; T counts rows of an input, whose width is N*Q. A row x 
 is Y (M, P) = sum of A X B^T.
 
 B first: Z = X B^T for all terms, then Y = sum of A Z. Its gradients go the other way: dZ = A^T dY, dX = sum of dZ B.
-A first is that other way, with the factors transposed: so two functions forward and two back serve both orders.
+A first is that other way, with the factors transposed: so two functions forward and two back serve both orders. Of a
+few rows it is B first of the swapped product instead (`order.swaps`): Y^T = sum of B X^T A^T.
 """
 
 from __future__ import annotations
