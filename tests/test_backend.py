@@ -181,6 +181,22 @@ def test_by_rows_chooses_blocks_that_cover_a_large_array() -> None:
     assert max(lengths) * 97 <= backend.BLOCK_ELEMENTS
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows, block", [(1024, 341), (7, 3), (1000, 999), (5, 1)])
+def test_by_rows_gives_all_threads_as_much(
+    monkeypatch: pytest.MonkeyPatch, threads: int, rows: int, block: int
+) -> None:
+    """Not 341, 341, 341 and 1, of which one of two threads would do two thirds."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    lengths: list[int] = []
+    backend.by_rows(lambda x: lengths.append(len(x)), np.zeros((rows, 2)), block=block)
+    longest = max(lengths)
+    assert sum(lengths) == rows
+    assert longest <= block
+    shares = -(-len(lengths) // threads)  # what the thread with the most blocks does, at most
+    assert shares * longest <= -(-rows // threads) + shares
+
+
 def test_by_rows_passes_an_error_on() -> None:
     def fail(block: np.ndarray) -> None:
         raise ZeroDivisionError

@@ -87,6 +87,20 @@ def test_the_check_refuses_wrong_gradients(wrong: Any) -> None:
         gradcheck(wrong.apply, x, a, b)
 
 
+class Watched(KronApply):
+    def backward(self, xp, grad):
+        self.returned = super().backward(xp, grad)
+        return self.returned
+
+
+@pytest.mark.parametrize("plan", get_args(Plan))
+def test_the_gradient_of_x_is_handed_over_and_not_copied(device: str, plan: str) -> None:
+    """A view of an array, such as a reshape returns, is none that the engine may keep."""
+    function, inputs = Watched(plan), leaves(*drawn((2, 3, 20), (2, 3, 4), (2, 5, 5)))
+    function(*inputs).sum().backward()
+    assert inputs[0].grad is function.returned[0]
+
+
 @pytest.mark.parametrize("wanted", [0, 1, 2, 3])
 @pytest.mark.parametrize("sizes", SIZES[:2])
 def test_only_the_gradients_asked_for(sizes: tuple[int, ...], wanted: int) -> None:

@@ -227,8 +227,9 @@ def by_rows(function: Callable[..., object], *arrays: Array, block: int | None =
 
     A block is small enough for the cache, and NumPy lets go of the interpreter lock, so that blocks run on all cores:
     a GELU done so takes half the time of one done ufunc by ufunc over the whole array. On a GPU, and for small arrays,
-    it is one call. Every array has the same length, or is None and handed on. `block` is the number of rows;
-    `products` says that the function multiplies matrices: BLAS then keeps to one thread in each of ours.
+    it is one call. Every array has the same length, or is None and handed on. `block` is the number of rows, at most:
+    every core gets as many blocks, of one length. `products` says that the function multiplies matrices: BLAS then
+    keeps to one thread in each of ours.
     """
     first = arrays[0]
     rows = len(first)
@@ -236,6 +237,8 @@ def by_rows(function: Callable[..., object], *arrays: Array, block: int | None =
     if rows <= step or backend_of(first) is not CPU:
         function(*arrays)
         return
+    rounds = -(-rows // (thread_count() * step))  # blocks for each core
+    step = -(-rows // (thread_count() * rounds))
     starts = iter(range(0, rows, step))  # shared by the threads: each `next` hands out one block
     with _blas().limit(limits=1) if products else nullcontext():
         helpers = [_pool().submit(_work, function, arrays, starts, step) for _ in range(thread_count() - 1)]

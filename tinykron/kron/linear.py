@@ -57,11 +57,14 @@ class KronApply(Function):
         grad_TMP = grad.reshape(-1, a_RMN.shape[1], b_RPQ.shape[1])
         grad_x = grad_a = grad_b = None
         if self.needs[1] or self.needs[2]:
-            grad_x, grad_a, grad_b = product.backward(self.order, a_RMN, b_RPQ, x_TNQ, grad_TMP, z)
+            grad_x = xp.empty(self.shape, dtype=self.dtype)
+            out_TNQ = grad_x.reshape(x_TNQ.shape)
+            grad_a, grad_b = product.backward(self.order, a_RMN, b_RPQ, x_TNQ, grad_TMP, z, out_TNQ)
         elif self.needs[0]:  # frozen factors: dX is a product with the transposed sum, as a forward pass is
             a_RNM, b_RQP = a_RMN.swapaxes(1, 2), b_RPQ.swapaxes(1, 2)
             grad_x, _ = product.forward(self._order(a_RNM, b_RQP, grad_TMP, "forward"), a_RNM, b_RQP, grad_TMP)
-        grads = [None if grad_x is None else grad_x.reshape(self.shape), grad_a, grad_b]
+            grad_x = grad_x.reshape(self.shape)
+        grads = [grad_x, grad_a, grad_b]
         if len(self.needs) == 4:
             grads.append(grad.reshape(-1, grad.shape[-1]).sum(axis=0) if self.needs[3] else None)
         return tuple(grad if needed else None for grad, needed in zip(grads, self.needs, strict=True))

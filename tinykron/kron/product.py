@@ -89,7 +89,7 @@ def forward(order: Order, a: Array, b: Array, x_TNQ: Array, keep: bool = False) 
 
     def fill(x_TNQ: Array, y_TMP: Array, z_TKP: Array | None) -> None:
         z = first(x_TNQ)
-        y_TMP[:] = second(z)
+        second(z, y_TMP)
         if z_TKP is not None:
             z_TKP[:] = z
 
@@ -98,18 +98,20 @@ def forward(order: Order, a: Array, b: Array, x_TNQ: Array, keep: bool = False) 
 
 
 def backward(
-    order: Order, a: Array, b: Array, x_TNQ: Array, grad_TMP: Array, z: Array | None = None
-) -> tuple[Array, Array, Array]:
-    """Return the gradients of X (T, N*Q), a and b; z as `forward` returned it: one that was not kept is made again."""
+    order: Order, a: Array, b: Array, x_TNQ: Array, grad_TMP: Array, z: Array | None, grad_x_TNQ: Array
+) -> tuple[Array, Array]:
+    """Write the gradient of X into `grad_x_TNQ`, which lies contiguous in memory, and return those of a and b.
+
+    z is as `forward` returned it: one that was not kept is made again.
+    """
     (_, m, n), (_, p, q) = a.shape, b.shape
     if order == "dense":
-        return _dense_backward(a, b, x_TNQ, grad_TMP)
+        return _dense_backward(a, b, x_TNQ, grad_TMP, grad_x_TNQ)
     if order == "a_first" and swaps(len(a), (m, n), (p, q), len(x_TNQ)):
-        grad_x, grad_b, grad_a = backward("b_first", b, a, x_TNQ.swapaxes(1, 2), grad_TMP.swapaxes(1, 2), z)
-        return grad_x.reshape(-1, q, n).swapaxes(1, 2).reshape(-1, n * q), grad_a, grad_b  # the gradient of X^T -> X
-    pair, xp = layout(order, a, b, len(x_TNQ)), xp_of(x_TNQ)
-    b_first = order == "b_first"
-    grad_x_TNQ = xp.empty(x_TNQ.shape, dtype=xp.result_type(a.dtype, b.dtype, grad_TMP.dtype))
+        turned = [array.swapaxes(1, 2) for array in (x_TNQ, grad_TMP, grad_x_TNQ)]
+        grad_b, grad_a = backward("b_first", b, a, turned[0], turned[1], z, turned[2])
+        return grad_a, grad_b
+    pair, b_first = layout(order, a, b, len(x_TNQ)), order == "b_first"
     sums: dict[int, list[Array]] = {}
 
     def add(x_TNQ: Array, grad_TMP: Array, grad_x_TNQ: Array, z: Array | None, rows: range) -> None:
@@ -119,11 +121,11 @@ def backward(
             if b_first:
                 x, y = x_TNQ[block], grad_TMP[block]
                 z_of_x, z_of_y = pair.from_x(x) if kept is None else kept, pair.from_y(y)
-                grad_x_TNQ[block] = pair.to_x(z_of_y)
+                pair.to_x(z_of_y, grad_x_TNQ[block])
             else:  # the factors are transposed: what the pair calls x and y have changed places
                 x, y = grad_TMP[block], x_TNQ[block]
                 z_of_x, z_of_y = pair.from_x(x), pair.from_y(y) if kept is None else kept
-                grad_x_TNQ[block] = pair.to_y(z_of_x)
+                pair.to_y(z_of_x, grad_x_TNQ[block])
             grads = [pair.grad_a(y, z_of_x), pair.grad_b(x, z_of_y)]
             if rows.start not in sums:
                 sums[rows.start] = grads
@@ -138,18 +140,18 @@ def backward(
         share = -(-len(every) // thread_count())
         by_rows(add, x_TNQ, grad_TMP, grad_x_TNQ, z, every, block=share, products=True)
     grad_a, grad_b = (sum(parts[1:], parts[0]) for parts in zip(*(sums[start] for start in sorted(sums)), strict=True))
-    return grad_x_TNQ.reshape(-1, n * q), grad_a, grad_b
+    return grad_a, grad_b
 
 
-def _dense_backward(a: Array, b: Array, x_TNQ: Array, grad_TMP: Array) -> tuple[Array, Array, Array]:
+def _dense_backward(a: Array, b: Array, x_TNQ: Array, grad_TMP: Array, grad_x_TNQ: Array) -> tuple[Array, Array]:
     """The dense layer's gradients; that of the matrix is pulled back: dA = mat(R(dW) vec(B)), dB likewise."""
     (terms, m, n), (_, p, q) = a.shape, b.shape
     grad_TD, x_TD = grad_TMP.reshape(-1, m * p), x_TNQ.reshape(-1, n * q)
-    grad_x = grad_TD @ merged(a, b)
+    xp_of(grad_TD).matmul(grad_TD, merged(a, b), out=grad_x_TNQ.reshape(-1, n * q))
     r_KL = (grad_TD.T @ x_TD).reshape(m, p, n, q).swapaxes(1, 2).reshape(m * n, p * q)  # R(dW)
     grad_a = b.reshape(terms, p * q) @ r_KL.T
     grad_b = a.reshape(terms, m * n) @ r_KL
-    return grad_x, grad_a.reshape(a.shape), grad_b.reshape(b.shape)
+    return grad_a.reshape(a.shape), grad_b.reshape(b.shape)
 
 
 # The two products, in one of two layouts ------------------------------------------------------------------------------
@@ -174,7 +176,9 @@ class Pair:
         """u^T v, or its transpose."""
         left, right = (v, u) if self.transposed else (u, v)
         left = left.swapaxes(-1, -2)
-        return left * right if left.shape[-1] == 1 else left @ right
+        if left.shape[-1] == 1:  # einsum is up to twice as fast as BLAS or a broadcast
+            return xp_of(left).einsum("...ik,...kj->...ij", left, right)
+        return left @ right
 
 
 class ByRows(Pair):
@@ -195,14 +199,20 @@ class ByRows(Pair):
     def from_x(self, x_TNQ: Array) -> Array:
         return backend.product(x_TNQ.reshape(-1, self.q), self.b_LQ.T).reshape(-1, self.n * self.terms, self.p)
 
-    def to_y(self, z_TKP: Array) -> Array:
-        return (z_TKP[..., 0] @ self.a_MK.T)[..., None] if self.flat else self.a_MK @ z_TKP
+    def to_y(self, z_TKP: Array, out_TMP: Array | None = None) -> Array:
+        if self.flat:
+            return written((z_TKP[..., 0] @ self.a_MK.T)[..., None], out_TMP)
+        return xp_of(z_TKP).matmul(self.a_MK, z_TKP, out=out_TMP)
 
     def from_y(self, y_TMP: Array) -> Array:
         return (y_TMP[..., 0] @ self.a_MK)[..., None] if self.flat else self.a_MK.T @ y_TMP
 
-    def to_x(self, z_TKP: Array) -> Array:
-        return (z_TKP.reshape(-1, self.terms * self.p) @ self.b_LQ).reshape(-1, self.n, self.q)
+    def to_x(self, z_TKP: Array, out_TNQ: Array | None = None) -> Array:
+        z_SL = z_TKP.reshape(-1, self.terms * self.p)
+        if out_TNQ is None or not out_TNQ.flags.c_contiguous:
+            return written((z_SL @ self.b_LQ).reshape(-1, self.n, self.q), out_TNQ)
+        xp_of(z_SL).matmul(z_SL, self.b_LQ, out=out_TNQ.reshape(-1, self.q))
+        return out_TNQ
 
     def grad_a(self, y_TMP: Array, z_TKP: Array) -> Array:
         if self.flat:
@@ -231,19 +241,21 @@ class ByColumns(Pair):
     def from_x(self, x_TNQ: Array) -> Array:
         return product(self.b_LQ, x_TNQ.reshape(-1, self.q).T).reshape(self.terms, -1, self.n)
 
-    def to_y(self, z_RSN: Array) -> Array:
+    def to_y(self, z_RSN: Array, out_TMP: Array | None = None) -> Array:
         a_RNM = self.a_RMN.swapaxes(1, 2)
         y_SM = product(z_RSN[0], a_RNM[0]) if self.terms == 1 else product(z_RSN, a_RNM).sum(axis=0)
         y_PTM = y_SM.reshape(self.p, -1, self.m)
         few = self.p <= FEW and y_PTM.shape[1] > 1
-        return xp_of(y_PTM).stack(list(y_PTM), axis=-1) if few else y_PTM.transpose(1, 2, 0)
+        y_TMP = xp_of(y_PTM).stack(list(y_PTM), axis=-1) if few else y_PTM.transpose(1, 2, 0)
+        return written(y_TMP, out_TMP)
 
     def from_y(self, y_TMP: Array) -> Array:
         y_SM = self._columns(y_TMP)
         return product(y_SM, self.a_RMN[0])[None] if self.terms == 1 else product(y_SM, self.a_RMN)
 
-    def to_x(self, z_RSN: Array) -> Array:
-        return product(z_RSN.reshape(self.terms * self.p, -1).T, self.b_LQ).reshape(-1, self.n, self.q)
+    def to_x(self, z_RSN: Array, out_TNQ: Array | None = None) -> Array:
+        x_SQ = product(z_RSN.reshape(self.terms * self.p, -1).T, self.b_LQ)
+        return written(x_SQ.reshape(-1, self.n, self.q), out_TNQ)
 
     def grad_a(self, y_TMP: Array, z_RSN: Array) -> Array:
         return self.between(self._columns(y_TMP), z_RSN)
@@ -253,6 +265,14 @@ class ByColumns(Pair):
 
     def _columns(self, y_TMP: Array) -> Array:
         return y_TMP.transpose(2, 0, 1).reshape(-1, self.m)  # (P*T, M)
+
+
+def written(result: Array, out: Array | None) -> Array:
+    """Return the result, or `out` with the result in it."""
+    if out is None:
+        return result
+    out[...] = result
+    return out
 
 
 def product(x: Array, y: Array) -> Array:
