@@ -109,6 +109,16 @@ def test_many_terms_and_rows_are_worth_a_dense_matrix_but_only_where_it_is_allow
     assert MEASURED.choose(a, b, 1) in ("a_first", "b_first")
 
 
+def test_every_run_of_a_dense_matrix_is_paid():
+    """A run has Q numbers. With B (3, 3) building it and pulling its gradient back take longer than multiplying."""
+    model, a, b = CostModel(multiply=0.0, move=1.0), (4, 1024, 256), (4, 3, 3)
+    runs, merge = 1024 * 256 * 3 * order.RUN, 4 * (1024 * 256 + 3 * 3)
+    assert model.costs(a, b, 128)["dense"] == merge + runs
+    assert model.costs(a, b, 128, "training")["dense"] == 2 * (merge + runs) + runs + 1024 * 256 * 9
+    assert MEASURED.choose(a, b, 128, "training") != "dense"
+    assert MEASURED.choose(a, b, 1024, "training") == "dense"
+
+
 def test_arranging_factors_of_several_terms_is_paid_in_each_pass():
     model, a, b = CostModel(multiply=0.0, move=1.0), (3, 40, 30), (3, 20, 50)
     for passes, times in (("forward", 1), ("training", 2)):

@@ -31,6 +31,7 @@ Sizes = tuple[int, int, int]  # (R, M, N) or (R, P, Q)
 
 FEW = 8  # up to so many columns, a small matrix is too thin for BLAS
 SMALL = 1 << 19  # multiplications, up to which OpenBLAS multiplies a few thin columns as they are
+RUN = 8  # numbers that could be copied while a run of Q numbers of a dense matrix finds its place
 COPIED = 1 << 13  # numbers of a factor, up to which a copy takes no longer than a call
 SWITCH = "TINYKRON_CALIBRATION"  # "off": nothing is measured, multiplications alone decide
 
@@ -172,12 +173,14 @@ class CostModel:
 
     def _dense(self, terms: int, a: tuple[int, int], b: tuple[int, int], rows: int, training: bool) -> float:
         (m, n), (p, q) = a, b
-        merge = self.product(n, terms, q, m * p) + self.copy(terms * (m * n + p * q))
+        runs = self.move * RUN * m * n * p
+        merge = self.product(n, terms, q, m * p) + self.copy(terms * (m * n + p * q)) + runs
         forward = merge + self.product(rows, n * q, m * p)
         if not training:
             return forward
-        pulled_back = self.copy(m * n * p * q) + self.product(terms, p * q, m * n) + self.product(terms, m * n, p * q)
-        return forward + merge + self.product(rows, m * p, n * q) + self.product(m * p, rows, n * q) + pulled_back
+        gradients = self.product(rows, m * p, n * q) + self.product(m * p, rows, n * q)  # of X, and of the matrix
+        pulled_back = self.product(terms, p * q, m * n) + self.product(terms, m * n, p * q)
+        return forward + merge + gradients + self.copy(m * n * p * q) + runs + pulled_back
 
 
 @cache
