@@ -145,23 +145,21 @@ class CostModel:
     ) -> float:
         """Of multiplying by B first; A first is the backward pass of multiplying by B^T first: factors `transposed`."""
         (m, n), (p, q) = a, b
+        from_x, to_x = self.product(rows * n, q, terms * p), self.product(rows * n, terms * p, q)
+        grad_b = self.product(terms * p, rows * n, q)
+        prepare = 0.0
         if by_columns(terms, a, p, rows):
             move = self.copy(rows * m * p)
             to_y = self.product(p * rows, n, m, terms) + self.sums(terms, rows * m * p) + move
             from_y = self.product(p * rows, m, n, terms) + move
-            from_x, to_x = self.product(terms * p, q, rows * n), self.product(rows * n, terms * p, q)
-            grad_a, grad_b = self.product(m, p * rows, n, terms), self.product(p, rows * n, q, terms)
-            prepare = 0.0
+            grad_a = self.product(m, p * rows, n, terms)
         elif is_flat(terms, p):
             to_y, from_y = self.product(rows, n * terms, m), self.product(rows, m, n * terms)
-            from_x, to_x = self.product(rows * n, q, terms), self.product(rows * n, terms, q)
-            grad_a, grad_b = self.product(m, rows, n * terms), self.product(terms, rows * n, q)
+            grad_a = self.product(m, rows, n * terms)
             prepare = self.copy(terms * m * n) if n > 1 else 0.0
         else:
             to_y, from_y = self.product(m, n * terms, p, rows), self.product(n * terms, m, p, rows)
-            from_x, to_x = self.product(rows * n, q, terms * p), self.product(rows * n, terms * p, q)
             grad_a = self.product(m, p, n * terms, rows) + self.sums(rows, m * n * terms)
-            grad_b = self.product(terms * p, rows * n, q)
             prepare = self.copy(terms * m * n) if terms > 1 else 0.0
         if transposed and terms > 1:
             prepare += self.copy(terms * p * q)

@@ -180,6 +180,13 @@ class Pair:
             return xp_of(left).einsum("...ik,...kj->...ij", left, right)
         return left @ right
 
+    def _grad_b(self, z_SL: Array, x_TNQ: Array) -> Array:
+        """The gradient of B, of all terms in one product: X is read once."""
+        grad = self.between(z_SL, x_TNQ.reshape(-1, self.q))  # (R*P, Q)
+        if self.transposed:
+            return grad.reshape(self.q, self.terms, self.p).swapaxes(0, 1)
+        return grad.reshape(self.terms, self.p, self.q)
+
 
 class ByRows(Pair):
     """Z (T, N*R, P) is a stack of matrices, one a row: no axis ever moves, whatever the number of terms.
@@ -224,10 +231,7 @@ class ByRows(Pair):
         return grad.reshape(self.m, self.n, self.terms).transpose(2, 0, 1)
 
     def grad_b(self, x_TNQ: Array, z_TKP: Array) -> Array:
-        grad = self.between(z_TKP.reshape(-1, self.terms * self.p), x_TNQ.reshape(-1, self.q))  # (R*P, Q)
-        if self.transposed:
-            return grad.reshape(self.q, self.terms, self.p).swapaxes(0, 1)
-        return grad.reshape(self.terms, self.p, self.q)
+        return self._grad_b(z_TKP.reshape(-1, self.terms * self.p), x_TNQ)
 
 
 class ByColumns(Pair):
@@ -261,7 +265,7 @@ class ByColumns(Pair):
         return self.between(self._columns(y_TMP), z_RSN)
 
     def grad_b(self, x_TNQ: Array, z_RSN: Array) -> Array:
-        return self.between(z_RSN.reshape(self.terms, self.p, -1).swapaxes(1, 2), x_TNQ.reshape(-1, self.q))
+        return self._grad_b(z_RSN.reshape(self.terms * self.p, -1).T, x_TNQ)
 
     def _columns(self, y_TMP: Array) -> Array:
         return y_TMP.transpose(2, 0, 1).reshape(-1, self.m)  # (P*T, M)
