@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from tests.lesson_answers import Answers, Wrong
+from tinykron.backend import xp_of
 from tinykron.kron.product import backward
 
 
@@ -31,8 +32,9 @@ def right(grad_y, x, a, b):
     """The library's own backward pass."""
     grad_y_TMP = grad_y.reshape(-1, a.shape[0], b.shape[0])
     x_TNQ = x.reshape(-1, a.shape[1], b.shape[1])
-    grad_x, grad_a, grad_b = backward("b_first", a[None], b[None], x_TNQ, grad_y_TMP)
-    return grad_x, grad_a[0], grad_b[0]
+    grad_x_TNQ = xp_of(x).empty_like(x_TNQ)
+    grad_a, grad_b = backward("b_first", a[None], b[None], x_TNQ, grad_y_TMP, None, grad_x_TNQ)
+    return grad_x_TNQ.reshape(x.shape), grad_a[0], grad_b[0]
 
 
 def mean_of_vectors(grad_y, x, a, b):

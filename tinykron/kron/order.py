@@ -146,7 +146,7 @@ class CostModel:
         """Of multiplying by B first; A first is the backward pass of multiplying by B^T first: factors `transposed`."""
         (m, n), (p, q) = a, b
         from_x, to_x = self.product(rows * n, q, terms * p), self.product(rows * n, terms * p, q)
-        grad_b = self.product(terms * p, rows * n, q)
+        grad_b = self.product(terms * p, rows * n, q)  # like these two, in any layout
         prepare = 0.0
         if by_columns(terms, a, p, rows):
             move = self.copy(rows * m * p)
