@@ -179,7 +179,7 @@ def kron(
 ) -> Report:
     """Time Kronecker layers of GPT-2's and BERT's matrices, float32, beside the dense layer and the peers.
 
-    full     every matrix, shape, number of terms and rows (an hour and a half), or a few (under two minutes)
+    full     every matrix, shape, number of terms and rows (an hour and a half), or a few (three minutes)
     threads  for BLAS and element-wise work, alike in both processes
     repeats  turns of each way in a case
     device   "cpu" or "cuda"; the default device if None
