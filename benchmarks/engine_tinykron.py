@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import backend, checkpoint, fused
-from tinykron.generate import generate
+from tinykron import backend, checkpoint, fused, threads
+from tinykron.decode.generate import generate
 from tinykron.nn import Linear
 from tinykron.optim import AdamW, decay_groups
 from tinykron.tensor import no_grad
@@ -152,7 +152,7 @@ def main() -> None:
     options = json.loads(sys.stdin.readline())
     with ExitStack() as stack:
         stack.enter_context(backend.device(options["device"]))
-        stack.enter_context(backend.long_work())  # as the command line and train.fit run
+        stack.enter_context(threads.long_work())  # as the command line and train.fit run
         engine = Engine(options)
         print(json.dumps(engine.describe()), flush=True)
         for line in sys.stdin:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import backend
-from tinykron.bench_kron import CHECKED, drawn
+from tinykron import backend, threads
+from tinykron.bench.kron import CHECKED, drawn
 from tinykron.kron import order, product
 from tinykron.kron.linear import kron_linear
 from tinykron.tensor import Tensor, no_grad
@@ -109,7 +109,7 @@ def main() -> None:
     options = json.loads(sys.stdin.readline())
     with ExitStack() as stack:
         stack.enter_context(backend.device(options["device"]))
-        stack.enter_context(backend.long_work())  # as the command line and train.fit run
+        stack.enter_context(threads.long_work())  # as the command line and train.fit run
         side = Side(options)
         print(json.dumps(side.describe()), flush=True)
         for line in sys.stdin:

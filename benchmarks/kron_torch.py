@@ -44,7 +44,7 @@ class Side:
         torch.set_num_threads(options["threads"])
         torch.set_float32_matmul_precision("highest")  # no TF32: both sides at the same precision
         self.device, self.results = options["device"], options["results"]
-        from tinykron.bench_kron import CHECKED, drawn  # the same numbers on both sides; loads no torch
+        from tinykron.bench.kron import CHECKED, drawn  # the same numbers on both sides; loads no torch
 
         self.drawn, self.checked = drawn, CHECKED
         self.peers = {"lycoris": self.lycoris, "peft": self.peft, "pyfastkron": self.fastkron}

@@ -11,9 +11,9 @@ with app.setup(hide_code=True):
 
     import tinykron as tk
     from tinykron import kit
-    from tinykron.checkpoint import FAMILIES
-    from tinykron.data import weights_folder
-    from tinykron.safetensors_file import contents
+    from tinykron.checkpoint.folder import FAMILIES
+    from tinykron.checkpoint.safetensors_file import contents
+    from tinykron.data.shipped import weights_folder
 
     LESSON = 2  # the version of this lesson
     xp = kit.array_module()

@@ -440,7 +440,7 @@ def tell_5(result_2):
         assert mixed_product(kronecker, *matrices)
     ```
 
-    tinykron's own laws are held so, in `tests/test_kron_identities.py`. (Without hypothesis, this page draws matrices
+    tinykron's own laws are held so, in `tests/kron/test_identities.py`. (Without hypothesis, this page draws matrices
     from small to large itself.)
     """)
     return

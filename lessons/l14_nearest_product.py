@@ -9,7 +9,7 @@ with app.setup(hide_code=True):
 
     import tinykron as tk
     from tinykron import kit, kron
-    from tinykron.data import weights_folder
+    from tinykron.data.shipped import weights_folder
 
     LESSON = 2  # the version of this lesson
     xp = kit.array_module()

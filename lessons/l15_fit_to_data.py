@@ -9,8 +9,10 @@ with app.setup(hide_code=True):
 
     import tinykron as tk
     from tinykron import kit, kron
-    from tinykron.data import encode, language_reference, weights_folder
-    from tinykron.kron.als import alternate
+    from tinykron.data.corpus import language_reference
+    from tinykron.data.shipped import weights_folder
+    from tinykron.data.tokens import encode
+    from tinykron.kron.fitting.als import alternate
 
     LESSON = 2  # the version of this lesson
     xp = kit.array_module()

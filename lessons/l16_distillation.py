@@ -14,9 +14,9 @@ with app.setup(hide_code=True):
 
     import tinykron as tk
     from tinykron import kit
-    from tinykron.distances import attention_kl, attention_mse
-    from tinykron.distill import Losses
-    from tinykron.evaluate import perplexity
+    from tinykron.distill.distances import attention_kl, attention_mse
+    from tinykron.distill.losses import Losses
+    from tinykron.measure.perplexity import perplexity
 
     LESSON = 2
     xp = kit.array_module()
@@ -57,7 +57,7 @@ def pair():
     """Return the shipped GPT-2, and a copy: every matrix of its blocks is a Kronecker product of half the size."""
     model = tk.load(tk.data.weights_folder("gpt2-tiny"))
     plan = {}
-    for name, (rows, columns) in tk.kron.compress.dense_shapes(model).items():
+    for name, (rows, columns) in tk.kron.dense_shapes(model).items():
         if name.startswith("blocks."):
             a_shape = (rows // 2, columns) if rows >= columns else (rows, columns // 2)
             plan[name] = tk.kron.Choice((rows, columns), a_shape)

@@ -10,7 +10,8 @@ with app.setup(hide_code=True):
     import numpy as np
 
     import tinykron as tk
-    from tinykron import exit_analysis, kit
+    from tinykron import kit
+    from tinykron.exits import analysis
 
     LESSON = 2
     xp = kit.array_module()
@@ -60,7 +61,7 @@ def shipped():
 @app.function(hide_code=True)
 def losses_of_depths():
     model, _, held_out = kit.once(shipped)
-    return exit_analysis.losses(model, held_out, 32, range(1, 9))
+    return analysis.losses(model, held_out, 32, range(1, 9))
 
 
 @app.cell(hide_code=True)
@@ -289,7 +290,7 @@ def train_every_depth(steps, batch, context):
     model, training, held_out = kit.once(shipped)
     model = copy.deepcopy(model)
     optimiser = tk.optim.AdamW(model.parameters(), 3e-4)
-    history = [exit_analysis.losses(model, held_out, 32, range(1, 9))]
+    history = [analysis.losses(model, held_out, 32, range(1, 9))]
     for step in range(steps):
         drawn = tk.data.sample_batch(training, batch, context, np.random.default_rng(step))
         model.zero_grad()
@@ -297,7 +298,7 @@ def train_every_depth(steps, batch, context):
         loss.backward()
         optimiser.step()
         if (step + 1) % (steps // 4) == 0:
-            history.append(exit_analysis.losses(model, held_out, 32, range(1, 9)))
+            history.append(analysis.losses(model, held_out, 32, range(1, 9)))
     return history
 
 

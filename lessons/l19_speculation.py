@@ -13,8 +13,9 @@ with app.setup(hide_code=True):
     import numpy as np
 
     import tinykron as tk
-    from tinykron import exit_analysis, kit
-    from tinykron.speculate import acceptance, residual
+    from tinykron import kit
+    from tinykron.decode.speculate import acceptance, residual
+    from tinykron.exits import analysis
 
     LESSON = 2
     EXITS = (2, 4, 6, 8)
@@ -95,7 +96,7 @@ def agreement_of_exits():
     """Return the share of tokens that each exit says as the model does."""
     model = kit.once(trained)
     prompts = [model.tokenizer.encode(text).ids for text in (PROMPT, "An expression is", "If the name")]
-    found = exit_analysis.drift(model, prompts[: 1 if kit.fast() else 3], EXITS[:-1], LENGTH)
+    found = analysis.drift(model, prompts[: 1 if kit.fast() else 3], EXITS[:-1], LENGTH)
     return dict(zip(found.exits, found.agreement_E.tolist(), strict=True))
 
 

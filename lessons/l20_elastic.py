@@ -13,7 +13,8 @@ with app.setup(hide_code=True):
     import numpy as np
 
     import tinykron as tk
-    from tinykron import exit_analysis, kit
+    from tinykron import kit
+    from tinykron.exits import analysis
     from tinykron.kron import nested
 
     LESSON = 2
@@ -129,14 +130,14 @@ def trained_grid():
     training, held_out = tk.data.split(tk.data.language_reference())
     training = tk.data.encode(dense.tokenizer, training[:1] if kit.fast() else training)
     held_out = tk.data.encode(dense.tokenizer, held_out)[: 9 if kit.fast() else 513]
-    shapes = {name: shape for name, shape in tk.kron.compress.dense_shapes(dense).items() if name.startswith("blocks.")}
+    shapes = {name: shape for name, shape in tk.kron.dense_shapes(dense).items() if name.startswith("blocks.")}
     plan = {
         name: tk.kron.Choice((rows, columns), (rows // 4, columns // 4), 8) for name, (rows, columns) in shapes.items()
     }
     model = tk.kron.factorise(dense, plan)
 
     def measured():
-        columns = [exit_analysis.losses(tk.kron.first_terms(model, terms), held_out, 32, EXITS) for terms in TERMS]
+        columns = [analysis.losses(tk.kron.first_terms(model, terms), held_out, 32, EXITS) for terms in TERMS]
         return np.array([[column[exit] for column in columns] for exit in EXITS])
 
     grids = [measured()]
@@ -151,7 +152,7 @@ def trained_grid():
         optimiser.step()
         if step + 1 in (steps // 2, steps):
             grids.append(measured())
-    return model, grids, exit_analysis.losses(dense, held_out, 32, [8])[8], dense.parameter_count()
+    return model, grids, analysis.losses(dense, held_out, 32, [8])[8], dense.parameter_count()
 
 
 @app.cell(hide_code=True)

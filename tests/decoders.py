@@ -11,7 +11,7 @@ import pytest
 
 import tinykron as tk
 from tests.helpers import host
-from tinykron.data import shipped_folder
+from tinykron.data.shipped import shipped_folder
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.models.llama import Llama, LlamaConfig
 

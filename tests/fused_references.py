@@ -10,7 +10,7 @@ from scipy import special
 
 from tests.helpers import host
 from tinykron import attention as attention_module
-from tinykron import ops
+from tinykron import ops, shapes
 from tinykron.tensor import Tensor
 
 # Linear -------------------------------------------------------------------------------------------------------------
@@ -197,5 +197,5 @@ def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def composed_rotary(x: Tensor, cos: Any, sin: Any) -> Tensor:
-    first, second = ops.split(x, 2, axis=-1)
-    return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    first, second = shapes.split(x, 2, axis=-1)
+    return shapes.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

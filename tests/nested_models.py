@@ -18,7 +18,7 @@ def nested(family: str, seed: int = 0, layers: int = 3, **config: Any) -> Any:
     """A model whose embedding has 4 terms, whose MLPs have 3 (a gate 1) and whose queries have 2; the rest is dense."""
     dense = tiny_bert(seed, layers=layers) if family == "bert" else deep(family, seed, layers, **config)
     plan = kron.KronPlan()
-    for name, (rows, columns) in kron.compress.dense_shapes(dense).items():
+    for name, (rows, columns) in kron.dense_shapes(dense).items():
         terms = {"embedding": 4, "gate": 1, "up": 3, "down": 3, "query": 2}.get(name.rpartition(".")[2])
         if terms and name in ("embedding", *(f"blocks.{i}.{part}" for i in range(layers) for part in PARTS)):
             plan[name] = kron.Choice(

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from tests.test_lessons_browser import CHROMIUM, FLAGS, page_at, picture_texts, playwright, served
-from tinykron import lessons
+from tests.learn.test_browser import CHROMIUM, FLAGS, page_at, picture_texts, playwright, served
+from tinykron.learn import copies
 
 PRESSES = 5
 PATIENCE = 20_000  # milliseconds
@@ -58,13 +58,13 @@ def times(page) -> list[list[float]]:
 
 def main(numbers: list[int]) -> None:
     os.environ["TINYKRON_LESSON_AUTO"] = "1"
-    every = [lesson for lesson in lessons.lessons() if not numbers or lesson.number in numbers]
+    every = [lesson for lesson in copies.lessons() if not numbers or lesson.number in numbers]
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for lesson in every:
             folder = Path(tempfile.mkdtemp(prefix="tinykron-lessons-", dir=Path.home()))
             try:
-                lessons.write_solved(lesson.source, folder / lesson.source.name)
+                copies.write_solved(lesson.source, folder / lesson.source.name)
                 with served(lesson.number, folder) as address, page_at(browser, address) as page:
                     for slider, taken in enumerate(times(page)):
                         said = f"no picture answered within {PATIENCE // 1000} s"

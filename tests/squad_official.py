@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.test_metrics import official_normalised
+from tests.tasks.test_metrics import official_normalised
 
 Data = list[dict[str, Any]]
 

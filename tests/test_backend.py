@@ -17,6 +17,7 @@ from tests.fake_device import FAKE, FakeArray
 from tests.helpers import assert_close, host
 from tests.strategies import arrays, shapes
 from tinykron import backend
+from tinykron import threads as threads_module
 from tinykron.errors import DeviceError, TinykronError
 
 
@@ -162,7 +163,7 @@ def test_by_rows_equals_one_call(threads: str, device: str, rows: int, block: in
         def double(x: backend.Array, out: backend.Array) -> None:
             out += x * 2.0 + 1.0  # a row met twice, or missed, would show
 
-        backend.by_rows(double, x, out, block=block)
+        threads_module.by_rows(double, x, out, block=block)
         assert_close(out, source * 2.0, rtol=0, atol=0)
 
 
@@ -174,11 +175,11 @@ def test_by_rows_chooses_blocks_that_cover_a_large_array() -> None:
         lengths.append(len(block))
         block += 1.0
 
-    backend.by_rows(add_one, x)
+    threads_module.by_rows(add_one, x)
     assert (x == 1.0).all()
     assert sum(lengths) == len(x)
     assert len(lengths) > 1
-    assert max(lengths) * 97 <= backend.BLOCK_ELEMENTS
+    assert max(lengths) * 97 <= threads_module.BLOCK_ELEMENTS
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -189,7 +190,7 @@ def test_by_rows_gives_all_threads_as_much(
     """Not 341, 341, 341 and 1, of which one of two threads would do two thirds."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     lengths: list[int] = []
-    backend.by_rows(lambda x: lengths.append(len(x)), np.zeros((rows, 2)), block=block)
+    threads_module.by_rows(lambda x: lengths.append(len(x)), np.zeros((rows, 2)), block=block)
     longest = max(lengths)
     assert sum(lengths) == rows
     assert longest <= block
@@ -202,7 +203,7 @@ def test_by_rows_passes_an_error_on() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        backend.by_rows(fail, np.zeros((10, 2)), block=3)
+        threads_module.by_rows(fail, np.zeros((10, 2)), block=3)
 
 
 @pytest.mark.parametrize("setting, expected", [("3", 3), ("1", 1)])
@@ -210,10 +211,10 @@ def test_thread_count_follows_the_variable_that_blas_reads(
     monkeypatch: pytest.MonkeyPatch, setting: str, expected: int
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", setting)
-    assert backend.thread_count() == expected
+    assert threads_module.thread_count() == expected
     for senseless in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", senseless)
-        assert backend.thread_count() >= 1
+        assert threads_module.thread_count() >= 1
 
 
 PAGE_FAULTS = """
@@ -305,40 +306,42 @@ other.join()
 def seconds_awake(**settings: str) -> list[float]:
     """Return the processor's seconds in .15 of sleep after a product: before a block, in it twice, after it; and in a
     block while another thread runs."""
-    environment = {name: value for name, value in os.environ.items() if name != backend.TIMEOUT} | settings
+    environment = {name: value for name, value in os.environ.items() if name != threads_module.TIMEOUT} | settings
     run = subprocess.run([sys.executable, "-c", IDLE], check=True, capture_output=True, text=True, env=environment)
     return list(map(float, run.stdout.split()))
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or backend.thread_count() < 2, reason="OpenBLAS's threads on Linux, two at least"
+    sys.platform != "linux" or threads_module.thread_count() < 2, reason="OpenBLAS's threads on Linux, two at least"
 )
 def test_idle_threads_of_blas_sleep_in_a_block_of_long_work() -> None:
     before, inside, still, after, beside = seconds_awake()
     if before < 0.05:
         pytest.skip("this BLAS does not keep its threads awake")
     assert max(inside, still) < before / 4
-    asked = seconds_awake(**{backend.TIMEOUT: str(backend.AWAKE)})  # what the environment says is not changed
+    asked = seconds_awake(
+        **{threads_module.TIMEOUT: str(threads_module.AWAKE)}
+    )  # what the environment says is not changed
     assert min(after, beside, *asked) > 4 * max(inside, still)
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_of_glibc", lambda name: None)
-    backend.return_memory()
-    with backend.recycled_memory():
+    monkeypatch.setattr(threads_module, "_of_glibc", lambda name: None)
+    threads_module.return_memory()
+    with threads_module.recycled_memory():
         assert np.ones(3).sum() == 3.0
 
 
 # Products -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, backend.FEW_ROWS, backend.FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 2, 5, threads_module.FEW_ROWS, threads_module.FEW_ROWS + 1])
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_product_is_the_same_however_the_matrix_is_stored(device, rows, turned):
     generator = np.random.default_rng(rows)
     x_ND, matrix_DF = generator.standard_normal((rows, 12)), generator.standard_normal((12, 30))
     stored = backend.to_device(np.ascontiguousarray(matrix_DF.T)).T if turned else backend.to_device(matrix_DF)
-    found = backend.product(backend.to_device(x_ND), stored)
+    found = threads_module.product(backend.to_device(x_ND), stored)
     assert_close(found, x_ND @ matrix_DF)
     assert host(found).flags.c_contiguous
 
@@ -348,9 +351,10 @@ def test_a_product_is_the_same_however_the_matrix_is_stored(device, rows, turned
 def test_a_few_rows_by_a_large_matrix_are_what_each_row_gives(device, rows, turned):
     generator = np.random.default_rng(rows)
     x_ND, matrix_DF = (
-        generator.standard_normal(shape).astype(np.float32) for shape in ((rows, 48), (48, backend.LARGE // 48 * 2 + 5))
+        generator.standard_normal(shape).astype(np.float32)
+        for shape in ((rows, 48), (48, threads_module.LARGE // 48 * 2 + 5))
     )
     stored = backend.to_device(np.ascontiguousarray(matrix_DF.T)).T if turned else backend.to_device(matrix_DF)
-    found = backend.product(backend.to_device(x_ND), stored)
+    found = threads_module.product(backend.to_device(x_ND), stored)
     assert found.dtype == np.float32 and host(found).flags.c_contiguous
     assert_close(found, (x_ND.astype(np.float64) @ matrix_DF).astype(np.float32), rtol=0, atol=1e-4)

@@ -17,10 +17,11 @@ from tests.registry import Row
 from tests.registry_fused import ROWS
 from tinykron import attention as attention_module
 from tinykron import fused
-from tinykron.backend import BLOCK_ELEMENTS, to_device
+from tinykron.backend import to_device
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.gradcheck import gradcheck
 from tinykron.tensor import Tensor
+from tinykron.threads import BLOCK_ELEMENTS
 
 FUSED = [row for row in ROWS if row.composed]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import host
-from tinykron import ops
+from tinykron import ops, shapes
 from tinykron.backend import to_device
 from tinykron.errors import TinykronError
 from tinykron.gradcheck import GradientError, gradcheck
@@ -188,8 +188,8 @@ RIGHT: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "divide": (Divide.apply, (normal(2, 3), 2.0 + normal(2, 3, seed=1) / 4)),
     "broadcast": (ops.multiply, (normal(2, 3), normal(2, 1, seed=1))),
     "matmul": (ops.matmul, (normal(3, 3), normal(3, 3, seed=1))),
-    "repeated ids": (lambda x: ops.take_rows(x, to_device(IDS)), (normal(3, 2),)),
-    "several outputs": (lambda x: ops.split(x, 3, axis=1), (normal(2, 3),)),
+    "repeated ids": (lambda x: shapes.take_rows(x, to_device(IDS)), (normal(3, 2),)),
+    "several outputs": (lambda x: shapes.split(x, 3, axis=1), (normal(2, 3),)),
     "a composition": (lambda x, y: ((x @ y).tanh() * x).sum(axis=0), (normal(3, 3), normal(3, 3, seed=1))),
     "an input used twice": (lambda x: x * x.exp() + x, (normal(2, 3),)),
     "a single value": (ops.exp, (normal(),)),

@@ -15,7 +15,7 @@ from tests.helpers import assert_close, host
 from tests.registry import MODULES, Row
 from tests.registry_fused import ROWS
 from tests.strategies import non_contiguous
-from tinykron import ops
+from tinykron import ops, shapes
 from tinykron.backend import to_device
 from tinykron.errors import TinykronError
 from tinykron.gradcheck import gradcheck
@@ -178,7 +178,7 @@ def test_repeated_indices_accumulate(device: str, index: Any) -> None:
 
 def test_repeated_ids_accumulate(device: str) -> None:
     table = Tensor(np.zeros((3, 2), np.float32), requires_grad=True)
-    rows = ops.take_rows(table, to_device(np.array([[2, 0], [2, 2]])))
+    rows = shapes.take_rows(table, to_device(np.array([[2, 0], [2, 2]])))
     rows.backward(to_device(np.ones((2, 2, 2), np.float32)))
     assert_close(table.grad, np.array([[1, 1], [0, 0], [3, 3]], np.float32))
 
@@ -215,11 +215,11 @@ def test_operators_and_methods_are_the_ops(device: str) -> None:
         (x.mean(1), ops.mean(x, 1)),
         (x.max(1), ops.max(x, 1)),
         (x.logsumexp(1), ops.logsumexp(x, 1)),
-        (x.reshape(2, -1), ops.reshape(x, (2, -1))),
-        (x.transpose(1, 0), ops.transpose(x, (1, 0))),
-        (x.swapaxes(0, 1), ops.swapaxes(x, 0, 1)),
-        (x.T, ops.transpose(x)),
-        (x[0], ops.getitem(x, 0)),
+        (x.reshape(2, -1), shapes.reshape(x, (2, -1))),
+        (x.transpose(1, 0), shapes.transpose(x, (1, 0))),
+        (x.swapaxes(0, 1), shapes.swapaxes(x, 0, 1)),
+        (x.T, shapes.transpose(x)),
+        (x[0], shapes.getitem(x, 0)),
     ]
     for found, wanted in pairs:
         assert_close(found, wanted, rtol=0, atol=0)
@@ -240,13 +240,13 @@ X = np.zeros((2, 3), np.float32)
         (lambda x: x[3], "GetItem: .*index 3"),
         (lambda x: x[:, np.array([3])], "index 3 is out of bounds"),
         (lambda x: x[np.array([0, -3])], "index -3 is out of bounds"),
-        (lambda x: ops.split(x, 2, axis=1), "split: axis 1 of length 3 has no 2 equal pieces"),
-        (lambda x: ops.split(x, 0), "split: axis 0 of length 2 has no 0 equal pieces"),
-        (lambda x: ops.split(x, [1, 1], axis=1), r"Split: lengths \[1, 1\] do not add up to the 3 of axis 1"),
-        (lambda x: ops.pad(x, [(1, 1)]), "pad: 1 pairs of widths for 2 axes"),
-        (lambda x: ops.concatenate([x, x.T]), "Concatenate: "),
-        (lambda x: ops.stack([x, x.T]), "Stack: "),
-        (lambda x: ops.broadcast_to(x, (3, 2)), "BroadcastTo: "),
+        (lambda x: shapes.split(x, 2, axis=1), "split: axis 1 of length 3 has no 2 equal pieces"),
+        (lambda x: shapes.split(x, 0), "split: axis 0 of length 2 has no 0 equal pieces"),
+        (lambda x: shapes.split(x, [1, 1], axis=1), r"Split: lengths \[1, 1\] do not add up to the 3 of axis 1"),
+        (lambda x: shapes.pad(x, [(1, 1)]), "pad: 1 pairs of widths for 2 axes"),
+        (lambda x: shapes.concatenate([x, x.T]), "Concatenate: "),
+        (lambda x: shapes.stack([x, x.T]), "Stack: "),
+        (lambda x: shapes.broadcast_to(x, (3, 2)), "BroadcastTo: "),
         (lambda x: ops.exp(2.0), "Exp: expected a Tensor or an array, found only Python numbers"),
         (lambda x: x + "text", "Add: expected an array of .*, found str"),
     ],

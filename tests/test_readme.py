@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tinykron.lessons import lessons
+from tinykron.learn.copies import lessons
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)

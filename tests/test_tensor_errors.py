@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import Double, leaf
-from tinykron import ops
+from tinykron import shapes
 from tinykron.backend import to_device
 from tinykron.errors import DeviceError, DtypeError, ShapeError, TinykronError
 from tinykron.tensor import Function, Tensor
@@ -82,7 +82,11 @@ def test_numpy_inside_an_op_is_caught_on_the_fake_device() -> None:
 
 def test_mixed_devices_are_named() -> None:
     here, there = Tensor([1.0]), Tensor(to_device(np.ones(1, np.float32), "fake"))
-    for call in (lambda: here + there, lambda: there @ np.ones(1, np.float32), lambda: ops.concatenate([here, there])):
+    for call in (
+        lambda: here + there,
+        lambda: there @ np.ones(1, np.float32),
+        lambda: shapes.concatenate([here, there]),
+    ):
         with pytest.raises(DeviceError, match='one input is on "(cpu|fake)", another on "(cpu|fake)"'):
             call()
     with pytest.raises(DeviceError, match="Add"):

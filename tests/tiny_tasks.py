@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.test_masking import PROSE
-from tinykron.features import Features
-from tinykron.glue import TASKS
-from tinykron.masking import train_wordpiece
+from tests.data.test_masking import PROSE
+from tinykron.data.masking import train_wordpiece
 from tinykron.models.bert import Bert, BertConfig
-from tinykron.task_train import FineTuning
+from tinykron.tasks.features import Features
+from tinykron.tasks.glue import TASKS
+from tinykron.tasks.tuning import FineTuning
 
 TOKENIZER = train_wordpiece(PROSE, 160)
 CONTEXT = 16

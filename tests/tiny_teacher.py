@@ -8,7 +8,7 @@ import numpy as np
 
 import tinykron as tk
 from tinykron import data
-from tinykron.masking import train_wordpiece
+from tinykron.data.masking import train_wordpiece
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.gpt2 import GPT2, GPT2Config
 

@@ -14,7 +14,8 @@ import numpy as np
 from tests.helpers import host
 from tinykron.errors import TinykronError
 from tinykron.models.gpt2 import GPT2, GPT2Config
-from tinykron.train import Settings, fit
+from tinykron.train.loop import fit
+from tinykron.train.settings import Settings
 
 VOCABULARY, CONTEXT = 13, 8
 TOKENS = np.tile(np.random.default_rng(7).permutation(VOCABULARY), 20)  # each token tells the next

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from tinykron.cli import main
+from tinykron.commands.cli import main
 
 sys.exit(main())

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import BLOCK_ELEMENTS, Array, by_rows
+from tinykron.backend import Array
 from tinykron.errors import ShapeError, TinykronError
 from tinykron.fused import MASKED, _softmax_backward_rows, _softmax_rows
 from tinykron.tensor import Function, Tensor
+from tinykron.threads import BLOCK_ELEMENTS, by_rows
 
 QUERY_BLOCK = 64  # causal queries taken at once; the products and exponentials of their future are never computed
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.backend import Array, backend_of, by_rows, erf, product, to_device, to_host
+from tinykron.backend import Array, backend_of, erf, to_device, to_host
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.tensor import Function, Tensor
+from tinykron.threads import by_rows, product
 
 MASKED = -1e9  # added to a score that must not count: finite, so that a row with nothing to see gives no NaN
 

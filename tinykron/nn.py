@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tinykron import attention, fused, ops
+from tinykron import attention, fused, shapes
 from tinykron.backend import Array, backend_of, current_device, get, to_device, to_host
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.tensor import Tensor
@@ -213,7 +213,7 @@ class Embedding(Module):
 
     def forward(self, ids: Array, what: str = "token id") -> Tensor:
         """Look rows up; ids on the host or the table's device. DataError names an id out of range, and its place."""
-        return ops.take_rows(self.weight, checked_ids(ids, len(self.weight), self.weight.device, what))
+        return shapes.take_rows(self.weight, checked_ids(ids, len(self.weight), self.weight.device, what))
 
     def project(self, x: Tensor) -> Tensor:
         """Return x @ table^T, the scores of each row of the table."""
@@ -271,3 +271,13 @@ def seed_dropout(model: Module, *seed: int) -> None:
     for number, (_, module) in enumerate(model.modules()):
         if isinstance(module, Dropout):
             module.generator = np.random.default_rng((*seed, number))
+
+
+def copy_with(model: AnyModule, replacements: Mapping[Module, Module]) -> AnyModule:
+    """Return a deep copy of a model with some modules replaced, which are not copied; gradients are left behind."""
+    for module, new in replacements.items():
+        new.training = module.training
+    # deepcopy asks its memo before it copies: a module found there stands in for the old one, wherever that occurs
+    memo: dict[int, object] = {id(module): new for module, new in replacements.items()}
+    memo |= {id(parameter.grad): None for parameter in model.parameters() if parameter.grad is not None}
+    return copy.deepcopy(model, memo)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import cos, pi, sqrt
 from typing import Any
 
-from tinykron.backend import Array, by_rows, xp_of
+from tinykron.backend import Array, xp_of
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.nn import Module, Parameter
+from tinykron.threads import by_rows
 
 
 @dataclass

@@ -231,7 +231,7 @@ class Tensor:
     @property
     def device(self) -> str: return backend_of(self.data).name
     @property
-    def T(self) -> Tensor: return ops.transpose(self)
+    def T(self) -> Tensor: return shapes.transpose(self)
     def __len__(self) -> int: return len(self.data)
     # fmt: on
 
@@ -320,7 +320,7 @@ class Tensor:
     def __matmul__(self, other: Any) -> Tensor: return ops.matmul(self, other)
     def __rmatmul__(self, other: Any) -> Tensor: return ops.matmul(other, self)
     def __neg__(self) -> Tensor: return ops.negative(self)
-    def __getitem__(self, index: Any) -> Tensor: return ops.getitem(self, index)
+    def __getitem__(self, index: Any) -> Tensor: return shapes.getitem(self, index)
     def __eq__(self, other: Any) -> Tensor: return ops.equal(self, other)  # type: ignore[override]
     def __ne__(self, other: Any) -> Tensor: return ops.not_equal(self, other)  # type: ignore[override]
     def __lt__(self, other: Any) -> Tensor: return ops.less(self, other)
@@ -338,9 +338,9 @@ class Tensor:
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: return ops.mean(self, axis, keepdims)
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor: return ops.max(self, axis, keepdims)
     def logsumexp(self, axis: Any = None, keepdims: bool = False) -> Tensor: return ops.logsumexp(self, axis, keepdims)
-    def reshape(self, *shape: Any) -> Tensor: return ops.reshape(self, *shape)
-    def transpose(self, *axes: Any) -> Tensor: return ops.transpose(self, *axes)
-    def swapaxes(self, first: int, second: int) -> Tensor: return ops.swapaxes(self, first, second)
+    def reshape(self, *shape: Any) -> Tensor: return shapes.reshape(self, *shape)
+    def transpose(self, *axes: Any) -> Tensor: return shapes.transpose(self, *axes)
+    def swapaxes(self, first: int, second: int) -> Tensor: return shapes.swapaxes(self, first, second)
     # fmt: on
 
     __hash__ = object.__hash__  # a tensor is a key by identity, though == compares element by element
@@ -397,4 +397,4 @@ def _describe(arrays: Sequence[Any]) -> str:
     return ", ".join(f"{a.dtype} {tuple(a.shape)}" if hasattr(a, "shape") else repr(a) for a in arrays)
 
 
-from tinykron import ops  # noqa: E402  ops needs Tensor, Tensor's operators need ops: the package's one cycle
+from tinykron import ops, shapes  # noqa: E402  ops needs Tensor, Tensor's operators need ops: the package's one cycle

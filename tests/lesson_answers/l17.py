@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.lesson_answers import Answers, Wrong
-from tinykron.distill import total
+from tinykron.distill.objective import total
 from tinykron.fused import cross_entropy
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.helpers import assert_close, host
-from tinykron.checkpoint import FAMILIES
+from tinykron.checkpoint.folder import FAMILIES
 
 LOGITS = 1e-4  # largest difference allowed
 GRADIENTS = 1e-3  # of a tensor's largest gradient

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tinykron import bench, bench_kron
-from tinykron.data import weights_folder
+from tinykron.bench import engine as bench
+from tinykron.bench import kron
+from tinykron.data.shipped import weights_folder
 
 pytestmark = pytest.mark.oracle
 
@@ -28,8 +29,8 @@ def test_both_load_and_decode_alike():
 
 def test_every_way_of_a_kronecker_layer_agrees():
     pytest.importorskip("torch")
-    cases = [bench_kron.Case((24, 36), "small", (4, 6), terms, 8, back) for terms in (1, 3) for back in (False, True)]
-    report = bench_kron.kron(threads=1, repeats=1, device="cpu", chosen=cases)
+    cases = [kron.Case((24, 36), "small", (4, 6), terms, 8, back) for terms in (1, 3) for back in (False, True)]
+    report = kron.kron(threads=1, repeats=1, device="cpu", chosen=cases)
     for row in report.rows:
         assert {"dense torch", "torch, built", "einsum", "tinykron"} <= row.times.keys()
         assert not row.refused

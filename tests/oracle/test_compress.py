@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tinykron as tk
-from tinykron import compress, data
+from tinykron import data
+from tinykron.jobs import compress
 
 pytestmark = pytest.mark.oracle
 

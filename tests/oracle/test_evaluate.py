@@ -6,11 +6,11 @@ import pytest
 
 import tinykron as tk
 from tests.checkpoints import TINY
+from tests.data.test_masking import PROSE
 from tests.oracle.compare import write
 from tests.oracle.theirs import IGNORED, random_gpt2
-from tests.test_masking import PROSE
 from tinykron import data
-from tinykron.evaluate import evaluate
+from tinykron.measure.perplexity import evaluate
 
 pytestmark = pytest.mark.oracle
 

@@ -9,7 +9,7 @@ import pytest
 
 import tinykron as tk
 from tests.helpers import host
-from tests.test_exit_parts import IDS, with_parts
+from tests.models.test_exit_parts import IDS, with_parts
 from tinykron.models.exit_parts import KINDS
 
 pytestmark = pytest.mark.oracle

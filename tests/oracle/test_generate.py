@@ -10,7 +10,7 @@ import pytest
 
 import tinykron as tk
 from tests.helpers import assert_close
-from tinykron.sampling import distribution
+from tinykron.decode.sampling import distribution
 
 pytestmark = pytest.mark.oracle
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tests.test_metrics import CLASSES, columns
-from tinykron import metrics
-from tinykron.relations_kroneckerbert import silhouette
+from tests.tasks.test_metrics import CLASSES, columns
+from tinykron.studies.kroneckerbert import silhouette
+from tinykron.tasks import metrics
 
 pytestmark = pytest.mark.oracle
 

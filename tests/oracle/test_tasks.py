@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 import tinykron as tk
 from tests.bert_checkpoints import IDS, MASK, TYPES, with_class
 from tests.oracle.test_bert import random_bert, write
-from tests.test_squad import LONG, questions
+from tests.tasks.test_squad import LONG, questions
 from tests.tiny_tasks import TOKENIZER
-from tinykron import glue, squad
-from tinykron.features import Batch, logits_of
+from tinykron.data.batch import Batch
+from tinykron.tasks import glue, squad
+from tinykron.tasks.features import logits_of
 
 pytestmark = pytest.mark.oracle
 
@@ -44,7 +45,7 @@ def test_losses_are_those_of_transformers(tmp_path, name):
     given_ = {"input_ids": IDS, "attention_mask": mask_BT, "token_type_ids": TYPES}
     expected = reference(**{key: torch.from_numpy(value) for key, value in given_.items()}, **labels).loss
     expected.backward()
-    batch = Batch(IDS, mask_BT, TYPES, TARGETS[name])
+    batch = Batch(IDS, TARGETS[name], mask_BT, TYPES)
     loss = task.loss(logits_of(model, batch), batch)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

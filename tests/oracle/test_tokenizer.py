@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinykron.tokenizer import load_tokenizer
+from tinykron.checkpoint.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.oracle
 

@@ -10,7 +10,7 @@ import copy
 from math import sqrt
 from typing import Any, Self
 
-from tinykron.backend import Array, backend_of, by_rows, scatter_add, xp_of
+from tinykron.backend import Array, backend_of, scatter_add, xp_of
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
 from tinykron.kron.order import Order, Passes, checked_plan, order_of
@@ -27,6 +27,7 @@ from tinykron.nn import (
     normal,
 )
 from tinykron.tensor import Function, Tensor
+from tinykron.threads import by_rows
 
 # Functions ------------------------------------------------------------------------------------------------------------
 

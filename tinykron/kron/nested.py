@@ -12,9 +12,8 @@ from typing import Any, Self
 import numpy as np
 
 from tinykron.errors import TinykronError
-from tinykron.kron.compress import copy_with
 from tinykron.kron.linear import KronModule
-from tinykron.nn import AnyModule, Module, sharing_copy
+from tinykron.nn import AnyModule, Module, copy_with, sharing_copy
 
 
 def kron_layers(model: Module) -> set[KronModule]:

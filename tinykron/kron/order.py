@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tinykron import backend, files
+from tinykron import backend, threads
 from tinykron.errors import CheckpointError, TinykronError
 
 Order = Literal["a_first", "b_first", "dense"]
@@ -249,7 +249,7 @@ def describe(device: str) -> str:
     blas: Any = np.show_config(mode="dicts")
     blas = blas.get("Build Dependencies", {}).get("blas", {})
     parts = [processor(), f"NumPy {np.__version__}", f"{blas.get('name')} {blas.get('version')}"]
-    parts += [f"{backend.thread_count()} threads", device]
+    parts += [f"{threads.thread_count()} threads", device]
     if device == "cuda":
         xp = backend.get(device).xp
         parts += [f"CuPy {xp.__version__}", xp.cuda.runtime.getDeviceProperties(0)["name"].decode()]
@@ -279,6 +279,8 @@ def read(path: Path, machine: str) -> CostModel | None:
 
 def write(path: Path, machine: str, model: CostModel) -> None:
     """Add a machine to the cache. One that cannot be written is left alone: measuring again does no harm."""
+    from tinykron.support import files
+
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
+from math import sqrt
 from typing import Any
+
+import numpy as np
 
 from tinykron.errors import CheckpointError, ShapeError
 from tinykron.kron.algebra import KronSum, Shape, check_terms, factor_shapes
 from tinykron.kron.product import multiplications_of
-from tinykron.kron.svd import gaussian_energy
 
 
 @dataclass(frozen=True)
@@ -244,3 +247,41 @@ def _are_pairs(value: object) -> bool:
         isinstance(pair, list) and len(pair) == 2 and all(type(number) in (int, float) for number in pair)
         for pair in value.values()
     )
+
+
+GAUSSIAN_VALUES = 1024  # singular values to draw before an average counts as the expectation
+
+
+def gaussian_energy(dense: Shape, shape: Shape, terms: int = 1) -> float:
+    """Return the energy that `nearest` would keep, on average, of a matrix of independent Gaussian numbers.
+
+    The yardstick for a fit: a matrix that keeps no more than this has no Kronecker structure of this shape.
+    dense, shape  of the matrix (M*P, N*Q) and of A (M, N)
+    The mean over seeded draws of the singular values of a Gaussian (M*N, P*Q) matrix; they are those of a bidiagonal
+    matrix of chi variables, so that no large matrix is drawn. Dumitriu & Edelman 2002. Raises ShapeError.
+    """
+    a_shape, b_shape = factor_shapes(dense, shape)
+    check_terms(terms, a_shape, b_shape)
+    short, long = sorted((a_shape[0] * a_shape[1], b_shape[0] * b_shape[1]))
+    return _gaussian_energy(short, long, terms)
+
+
+@cache
+def _gaussian_energy(short: int, long: int, terms: int) -> float:
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    if terms == short:
+        return 1.0
+    generator = np.random.default_rng(0)
+    draws = max(4, GAUSSIAN_VALUES // short)
+    energy = 0.0
+    for _ in range(draws):
+        diagonal = generator.chisquare(np.arange(long, long - short, -1))
+        below = generator.chisquare(np.arange(short - 1, 0, -1))
+        square = diagonal.copy()  # the bidiagonal matrix times its transpose: tridiagonal
+        square[1:] += below
+        top = eigvalsh_tridiagonal(
+            square, np.sqrt(diagonal[:-1] * below), select="i", select_range=(short - terms, short - 1)
+        )
+        energy += sqrt(float(top.sum() / square.sum())) / draws
+    return energy

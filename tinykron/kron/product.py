@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinykron import backend
-from tinykron.backend import BLOCK_ELEMENTS, CPU, FEW_ROWS, Array, backend_of, by_rows, thread_count, xp_of
+from tinykron import threads
+from tinykron.backend import CPU, Array, backend_of, xp_of
 from tinykron.errors import ShapeError
 from tinykron.kron.algebra import Shape
 from tinykron.kron.order import FEW, Order, by_columns, checked_plan, is_flat, keeps, order_of, swaps
+from tinykron.threads import BLOCK_ELEMENTS, FEW_ROWS, by_rows, thread_count
 
 ALL = 1 << 62  # rows at once
 
@@ -204,7 +205,7 @@ class ByRows(Pair):
         self.block = max(1, numbers // width) if small else ALL
 
     def from_x(self, x_TNQ: Array) -> Array:
-        return backend.product(x_TNQ.reshape(-1, self.q), self.b_LQ.T).reshape(-1, self.n * self.terms, self.p)
+        return threads.product(x_TNQ.reshape(-1, self.q), self.b_LQ.T).reshape(-1, self.n * self.terms, self.p)
 
     def to_y(self, z_TKP: Array, out_TMP: Array | None = None) -> Array:
         if self.flat:
@@ -287,8 +288,8 @@ def product(x: Array, y: Array) -> Array:
     if inner <= FEW:
         return x @ y
     if y.ndim == 2:
-        turned = 1 < columns < min(rows, FEW) and x.size >= backend.LARGE
-        return backend.product(y.T, x.T).T if turned else backend.product(x, y)
+        turned = 1 < columns < min(rows, FEW) and x.size >= threads.LARGE
+        return threads.product(y.T, x.T).T if turned else threads.product(x, y)
     if 1 < rows <= FEW_ROWS and y.strides[-2] == y.itemsize and backend_of(x) is CPU:  # stored the other way round
         return (y.swapaxes(-1, -2) @ x.swapaxes(-1, -2)).swapaxes(-1, -2)
     return x @ y

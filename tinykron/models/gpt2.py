@@ -12,8 +12,9 @@ import numpy as np
 
 from tinykron.backend import to_host
 from tinykron.errors import CheckpointError
-from tinykron.models import classes
-from tinykron.models.transformer import ACTIVATIONS, Attention, Block, Decoder, Mlp, Name, Output, check_ids, positive
+from tinykron.models.checks import check_ids, positive
+from tinykron.models.labels import count, said, without_names
+from tinykron.models.transformer import ACTIVATIONS, Attention, Block, Decoder, Mlp, Name, Output
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear
 from tinykron.tensor import Tensor
 
@@ -70,13 +71,13 @@ class GPT2Config:
             if type(value) not in (int, float) or not 0.0 <= value < 1.0:
                 raise CheckpointError(f"{key}: expected a number in [0, 1), found {value!r}")
         if config.get("architectures") == [CLASSIFIER]:
-            return cls(**known, head="sequence", labels=classes.count(config), extra=extra)
+            return cls(**known, head="sequence", labels=count(config), extra=extra)
         return cls(**known, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
-        own |= classes.said(self.extra, self.labels) if self.head else {}
+        own |= said(self.extra, self.labels) if self.head else {}
         architecture = CLASSIFIER if self.head else "GPT2LMHeadModel"
         return {"model_type": "gpt2", **self.extra, **own, "architectures": [architecture]}
 
@@ -132,7 +133,7 @@ def with_classifier(model: GPT2, labels: int, generator: Generator = None) -> GP
     """
     positive({"labels": labels}, "labels")
     made = copy.deepcopy(model)
-    extra = classes.without_names(model.config.extra)
+    extra = without_names(model.config.extra)
     if isinstance(end := extra.get("eos_token_id"), int):
         extra.setdefault("pad_token_id", end)  # transformers asks for one, to know where a padded text ends
     made.config = replace(model.config, head="sequence", labels=labels, tie_word_embeddings=True, extra=extra)

@@ -10,17 +10,8 @@ import numpy as np
 
 from tinykron.backend import to_device
 from tinykron.errors import CheckpointError
-from tinykron.models.transformer import (
-    Angles,
-    Attention,
-    Block,
-    Decoder,
-    GatedMlp,
-    Name,
-    boolean,
-    number,
-    positive,
-)
+from tinykron.models.checks import boolean, number, positive
+from tinykron.models.transformer import Angles, Attention, Block, Decoder, GatedMlp, Name
 from tinykron.nn import Embedding, Generator, RMSNorm
 
 ROPE_NUMBERS = {  # what each way of scaling rotary positions needs

@@ -1,0 +1,76 @@
+"""The command line's verb for recipes: `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tinykron.errors import TinykronError
+
+
+def recipe_options(run: argparse.ArgumentParser) -> None:
+    """Add what `run` takes beside a model."""
+    run.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name that --list shows, or a .toml file")
+    run.add_argument("--list", action="store_true", help="say which recipes there are")
+    run.add_argument("--show", action="store_true", help="print the recipe's file, to copy and edit")
+    run.add_argument("--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)")
+    run.add_argument("--task", metavar="TASK", help="fine-tune on this one, in place of the recipe's")
+    run.add_argument("--task-data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
+    run.add_argument("--pairs", metavar="CSV", help="sentence pairs with scores, to measure a BERT's embeddings by")
+    change = "in place of what the recipe says: pretrain.lr=1e-4, factorise.params=0.3"
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
+    run.add_argument("--out", metavar="DIR", help="folder to make (default: the recipe's name, or name-2, name-3, ...)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `run`."""
+    from tinykron.checkpoint import hub
+    from tinykron.jobs import recipes, report, stages
+
+    if options.list:
+        for name in recipes.names():
+            print(f"{name}: {recipes.title(name)}")
+        return 0
+    if options.recipe is None:
+        raise TinykronError(f"run: expected a recipe: {', '.join(recipes.names())}, or a .toml file")
+    if options.show:
+        print(recipes.text(options.recipe), end="")
+        return 0
+    if recipes.trains_exits(options.recipe):
+        return _sort(options)
+    changes = [*options.set, *([f"seed={options.seed}"] if options.seed is not None else [])]
+    recipe = recipes.read(options.recipe, changes)
+    if options.task:
+        recipe = recipes.with_task(recipe, options.task)
+    model = hub.resolve(options.model, options.download) if options.model else None
+    out = Path(options.out) if options.out else _free(Path(recipe.name))
+    found = stages.run(recipe, out, stages.Inputs(model, options.data, options.task_data, options.pairs))
+    print(report.as_json(found) if options.json else report.render(found))
+    print(f"report and models: {out}", file=sys.stderr)
+    return 0
+
+
+def _sort(options: argparse.Namespace) -> int:
+    """Run a recipe that trains exits, as `sort --config` does."""
+    from tinykron import data
+    from tinykron.checkpoint import hub
+    from tinykron.commands import sort
+
+    refused = [name for name in ("task", "task_data", "pairs", "set") if getattr(options, name)]
+    if refused:
+        raise TinykronError(
+            f"--{refused[0].replace('_', '-')}: {options.recipe} trains exits; `tinykron sort` has more"
+        )
+    folder = hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+    out = options.out or str(_free(Path(Path(options.recipe).stem)))
+    return sort.sort_by(options.recipe, folder, out, options.data, options.seed, options.json)
+
+
+def _free(folder: Path) -> Path:
+    """Return the first of folder, folder-2, folder-3, ... that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free

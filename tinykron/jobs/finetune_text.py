@@ -1,0 +1,121 @@
+"""Fine-tuning a language model on a text, or on WikiText's files: `tinykron finetune --task lm/text`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinykron import checkpoint, data
+from tinykron.checkpoint.hub import resolve
+from tinykron.data.masking import Masking
+from tinykron.errors import CheckpointError, TinykronError
+from tinykron.measure.perplexity import held_out_perplexity
+from tinykron.models.checks import fills, writes
+from tinykron.support import files
+from tinykron.tasks import wikitext
+from tinykron.train.loop import fit
+from tinykron.train.settings import Settings
+
+NAMES = ("lm/text", wikitext.NAME)
+
+
+@dataclass(frozen=True)
+class TextTuning:
+    """How to fine-tune on a text: so many passes over it, at the first learning rate given, then less in a cosine."""
+
+    epochs: int = 1
+    batch: int = 8
+    context: int = 256  # at most; never above the model's own
+    accumulate: int = 1
+    lr: float = 5e-5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise TinykronError(f"epochs: found {self.epochs}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class TextTuned:
+    """What came of it: perplexity of the held-out text, before and after, of hidden tokens for a masked model."""
+
+    task: str
+    before: float
+    after: float
+    steps: int
+    training_tokens: int
+    held_out_tokens: int
+    context: int
+
+
+def finetune_text(
+    model: str | Path, task: str, out: str | Path, source: str | Path | None, settings: TextTuning
+) -> TextTuned | None:
+    """Fine-tune a GPT-2, LLaMA or BERT with its masked-LM head on a text, and save it with a card.
+
+    task    "lm/text": `source` is a file or folder, by default the text that every Python carries, of which a
+            twentieth is held out by name; "lm/wikitext": the folder of its files, held out is the set "valid"
+    Progress is kept in the folder `<out>.training`: after a Ctrl-C, which returns None, or a kill, the same call
+    continues there. Raises TinykronError, before any work, if `out` exists or the model predicts no tokens.
+    """
+    out = Path(out)
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
+    student = checkpoint.load(model)
+    if not writes(student) and not fills(student):
+        raise TinykronError(f"{task}: this {type(student).__name__} has no head that predicts tokens")
+    if student.tokenizer is None:
+        raise TinykronError(f"{task}: the model has no tokenizer to read text with")
+    training, held_out = _documents(task, source)
+    tokens, held_out_tokens = (data.encode(student.tokenizer, part) for part in (training, held_out))
+    masking = None if writes(student) else Masking.of(student.tokenizer)
+    context = min(settings.context, student.context, len(tokens) - 1)
+    a_step = settings.batch * context * settings.accumulate
+    steps = max(1, round(settings.epochs * len(tokens) / a_step))
+    run = Settings(
+        steps=steps,
+        batch=settings.batch,
+        context=context,
+        accumulate=settings.accumulate,
+        lr=settings.lr,
+        warmup=steps // 10,
+        weight_decay=0.01,
+        seed=settings.seed,
+    )
+    before = held_out_perplexity(student, held_out_tokens, context, masking)
+    progress = out.with_name(out.name + ".training")
+    history = fit(student, tokens, run, masking=masking, folder=progress, title=f"{task}, {steps} steps")
+    if history.interrupted:
+        return None
+    result = progress / "result"  # becomes `out` when all is in it
+    shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
+    checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
+    after = held_out_perplexity(checkpoint.load(result), held_out_tokens, context, masking)  # rounded as it is
+    found = TextTuned(task, before, after, steps, len(tokens), len(held_out_tokens), context)
+    card = [f"# {out.name}", "", f"{Path(model).name}, fine-tuned by tinykron.", "", f"- settings: {settings}"]
+    card += [*(f"- {line}" for line in render(found).splitlines()), ""]
+    files.write(result / "README.md", "\n".join(card))
+    files.finish(result, out, progress)
+    return found
+
+
+def _documents(task: str, source: str | Path | None) -> tuple[Sequence[data.Document], Sequence[data.Document]]:
+    if task == NAMES[0]:
+        return data.split(data.documents(source))
+    if source is None:
+        raise TinykronError(f"{task}: name the folder of its files with --data")
+    training, held_out = (
+        [data.Document(name, text) for name, text in data.whole_files(wikitext.find(source, split))]
+        for split in ("train", "valid")
+    )
+    return training, held_out
+
+
+def render(found: TextTuned) -> str:
+    """Return what came of it as a line for a terminal."""
+    return (
+        f"{found.task}: held-out perplexity {found.before:.2f} -> {found.after:.2f} in windows of {found.context} "
+        f"({found.steps:,} steps; {found.training_tokens:,} tokens of text, {found.held_out_tokens:,} held out)"
+    )

@@ -1,0 +1,190 @@
+"""From a configuration and text to a checkpoint with its card: `tinykron train`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+import shutil
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinykron import checkpoint, data
+from tinykron.data.masking import END, MASK, SPECIAL, START, Masking, train_wordpiece
+from tinykron.errors import CheckpointError, TinykronError
+from tinykron.measure.perplexity import masked_perplexity, perplexity
+from tinykron.models.bert import Bert, BertConfig
+from tinykron.models.checks import positive
+from tinykron.models.gpt2 import GPT2, GPT2Config
+from tinykron.models.llama import Llama, LlamaConfig
+from tinykron.support import files
+from tinykron.train.loop import fit
+from tinykron.train.settings import History, Settings
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the models of one `model_type` are trained."""
+
+    config: Any
+    model: Any
+    context: str  # the key of config.json that holds it
+    masked: bool = False  # by hidden tokens, not by the next one
+    fixed: tuple[tuple[str, Any], ...] = ()  # further keys of config.json
+
+
+KINDS = {
+    "gpt2": Kind(GPT2Config, GPT2, "n_positions"),
+    "llama": Kind(LlamaConfig, Llama, "max_position_embeddings"),
+    "bert": Kind(BertConfig, Bert, "max_position_embeddings", True, (("architectures", ["BertForMaskedLM"]),)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training configuration says."""
+
+    kind: Kind
+    vocab_size: int
+    model: dict[str, Any]  # as in config.json
+    training: Settings
+    dtype: str = "float32"  # of the saved tensors
+
+
+NOT_GIVEN = {"extra", "vocab_size", "head", "labels"}  # of a configuration's fields: what training decides
+WORK = {False: "writes text that looks like", True: "fills gaps in text like"}  # by Kind.masked
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a training configuration in TOML. Raises TinykronError naming the file, the key and what was expected."""
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TinykronError(f"{path}: cannot read the configuration: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise TinykronError(f"{path}: not TOML: {error}") from error
+    if not isinstance(content.get("model"), dict):
+        raise TinykronError(f"{path}: expected a section [model]")
+    model_type = content["model"].get("model_type")
+    kind = KINDS.get(model_type) if isinstance(model_type, str) else None
+    if kind is None:
+        raise TinykronError(f"{path}: model_type: found {model_type!r}, expected one of {', '.join(KINDS)}")
+    sections = {
+        "tokenizer": {"vocab_size"},
+        "model": {"model_type"} | {field.name for field in fields(kind.config)} - NOT_GIVEN,
+        "training": {field.name for field in fields(Settings)},
+    }
+    for section, known in sections.items():
+        if not isinstance(content.get(section), dict):
+            raise TinykronError(f"{path}: expected a section [{section}]")
+        unknown = set(content[section]) - known
+        if unknown:
+            expected = ", ".join(sorted(known))
+            raise TinykronError(
+                f"{path}: [{section}] has unknown {', '.join(sorted(unknown))}; expected some of {expected}"
+            )
+    unknown = set(content) - {*sections, "dtype"}
+    dtype = content.get("dtype", "float32")
+    if unknown or dtype not in DTYPES:
+        raise TinykronError(
+            f"{path}: expected dtype as one of {', '.join(DTYPES)} and no other key, found {sorted(content)}"
+        )
+    try:
+        vocabulary = positive(content["tokenizer"], "vocab_size")
+        kind.config.from_dict(content["model"] | dict(kind.fixed))
+        positive(content["training"], "steps")  # the one training setting that has no default
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content["training"].items()
+        }
+        settings = Settings(**given)
+    except TinykronError as error:
+        raise TinykronError(f"{path}: {error}") from error
+    most = content["model"].get(kind.context, getattr(kind.config, kind.context))
+    if settings.context > most:
+        raise TinykronError(f"{path}: context: found {settings.context}, expected at most {kind.context} {most}")
+    if kind.masked and settings.context < 3:
+        raise TinykronError(f"{path}: context: found {settings.context}, expected at least 3: {START}, a token, {END}")
+    return Recipe(kind, vocabulary, content["model"] | dict(kind.fixed), settings, dtype)
+
+
+def train(
+    recipe_path: str | Path, out: str | Path, source: str | Path | None = None, seed: int | None = None
+) -> History:
+    """Train tokenizer and model as a configuration says, and save them as a Hugging Face folder with a model card.
+
+    source  text file or folder; None is the corpus that every Python carries
+    seed    in place of the configuration's
+    Progress is kept in the folder `<out>.training`: after a Ctrl-C or a kill, the same call continues there.
+    Raises TinykronError if `out` exists, before any work is done.
+    """
+    recipe, out = read_recipe(recipe_path), Path(out)
+    if seed is not None:
+        recipe = replace(recipe, training=replace(recipe.training, seed=seed))
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
+    training, held_out = data.split(data.documents(source))
+    kind = recipe.kind
+    tokenizer = (train_wordpiece if kind.masked else data.train_tokenizer)(training, recipe.vocab_size)
+    masking = Masking.of(tokenizer) if kind.masked else None
+    tokens, held_out_tokens = data.encode(tokenizer, training), data.encode(tokenizer, held_out)
+    special = {"vocab_size": tokenizer.get_vocab_size(), **_special_ids(tokenizer, masking)}
+    model = kind.model(kind.config.from_dict(recipe.model | special), np.random.default_rng(recipe.training.seed))
+    progress = out.with_name(out.name + ".training")
+    title = f"training {out.name} ({model.parameter_count():,} parameters)"
+    history = fit(
+        model, tokens, recipe.training, held_out=held_out_tokens, masking=masking, folder=progress, title=title
+    )
+    if history.interrupted:
+        return history
+    model.tokenizer = tokenizer
+    result = progress / "result"  # becomes `out` when all is in it
+    shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
+    checkpoint.save(model, result, dtype=recipe.dtype)
+    saved = checkpoint.load(result)  # what is reported is what was saved, rounded as it is
+    context = recipe.training.context
+    if masking:
+        value, what = masked_perplexity(saved, held_out_tokens, context, masking), f"of hidden tokens ({MASK})"
+    else:
+        value, what = perplexity(saved, held_out_tokens, context), "a token"
+    command = ["tinykron", "train", str(recipe_path), "--out", str(out), *(["--data", str(source)] if source else [])]
+    command += ["--seed", str(seed)] if seed is not None else []
+    embedded = f"`pydoc_data.topics` and the docstrings of the standard library, Python {platform.python_version()}"
+    card = [
+        f"# {out.name}",
+        "",
+        f"A {kind.model.__name__} of {saved.parameter_count():,} parameters ({recipe.dtype}), made by tinykron."
+        + (f" It {WORK[kind.masked]} Python's documentation; it knows nothing." if source is None else ""),
+        "",
+        f"- command: `{shlex.join(command)}`",
+        f"- corpus: {source or embedded}; {len(training)} documents ({len(tokens):,} tokens) for training, "
+        f"{len(held_out)} ({len(held_out_tokens):,} tokens) held out by name",
+        f"- training: {history.steps:,} steps of {recipe.training.tokens_per_step:,} tokens, "
+        f"{history.steps * recipe.training.tokens_per_step / len(tokens):.1f} passes over the corpus",
+        f"- held-out perplexity: {value:.2f} {what}, of the saved weights, in windows of {context}",
+        "",
+        "| file | bytes | sha256 |",
+        "|---|---|---|",
+        *(f"| {path.name} | {path.stat().st_size:,} | `{_sha256(path)}` |" for path in sorted(result.iterdir())),
+        "",
+    ]
+    files.write(result / "README.md", "\n".join(card))
+    files.finish(result, out, progress)
+    return history
+
+
+def _special_ids(tokenizer: Any, masking: Masking | None) -> dict[str, int]:
+    """Return what config.json calls the tokens that begin, end and pad a text."""
+    if masking:
+        return {"pad_token_id": tokenizer.token_to_id(SPECIAL[0])}
+    end = tokenizer.token_to_id(data.END_OF_TEXT)
+    return {"bos_token_id": end, "eos_token_id": end}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,387 @@
+"""From a checkpoint to one whose every exit is a model: sorted fine-tuning and its baselines, `tinykron sort`."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinykron import checkpoint, data, kron
+from tinykron.checkpoint.hub import resolve
+from tinykron.data.instructions import Example
+from tinykron.decode import shortlist
+from tinykron.errors import CheckpointError, TinykronError
+from tinykron.exits import analysis
+from tinykron.exits.losses import Batch, SortedLoss, depth_weights, equal_weights
+from tinykron.jobs import recipes
+from tinykron.jobs.sort_data import CONTEXTS, KINDS, Material, read
+from tinykron.measure.perplexity import bounded_exp
+from tinykron.models.checks import trained_exits
+from tinykron.models.exit_parts import add_parts
+from tinykron.support import files
+from tinykron.tasks.closed_book import exact_matches
+from tinykron.train.batches import digest_model
+from tinykron.train.loop import fit
+from tinykron.train.settings import Settings
+
+METHODS = {
+    "sorted": "all exits learn together: Sorted LLaMA (arXiv 2309.08968)",
+    "plain": "the full model alone: SFT",
+    "heads": "plain, and then as long one head for each inner exit while all else stands still: SFT + ICT",
+    "extracted": "each exit cut out and trained by itself: one folder for each",
+    "balcony": "the model stands still; each inner exit gets a block and a norm that learn from it (arXiv 2503.05005)",
+}
+LOSSES = {
+    "mean": "all exits in every step, with equal weights: Sorted LLaMA, eq. 1",
+    "sampled": "as many exits as there are, drawn in every step: SortedNet (arXiv 2309.00255)",
+    "depth": "weights that grow with depth: LayerSkip (arXiv 2404.16710)",
+    "rotational": "the same, and in each step one inner exit beside the last: LayerSkip's curriculum",
+}
+NAMES = {tuple: "a list of numbers of blocks", str: "a text", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Sorting:
+    """What is trained, and how. A step reads `batch` windows or examples, `accumulate` times."""
+
+    exits: tuple[int, ...]  # numbers of blocks; all blocks are always among them
+    method: str = "sorted"
+    kind: str = "text"  # of what it learns from
+    loss: str = "mean"
+    distil: float = 0.0  # share of an inner exit's loss that is the KL from the last exit
+    draws: int = 0  # of "sampled": exits drawn in a step; 0: as many as there are
+    scale: float = 1.0  # of "depth" and "rotational": LayerSkip's e_scale
+    steps: int = 300
+    batch: int = 8
+    accumulate: int = 1  # batches whose gradients are averaged before a step
+    context: int = 0  # tokens of a window or example, at most; 0: as CONTEXTS has it
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("loss", LOSSES), ("kind", KINDS)):
+            if getattr(self, name) not in known:
+                raise TinykronError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if not 0.0 <= self.distil <= 1.0:
+            raise TinykronError(f"distil: found {self.distil!r}, expected a share in [0, 1]")
+        if self.draws < 0 or (self.draws and self.loss != "sampled"):
+            raise TinykronError(f"draws: found {self.draws}, expected a number above 0, with the loss sampled")
+        if self.distil and self.loss == "sampled":
+            raise TinykronError("distil: an exit that is drawn alone has no last exit beside it to learn from")
+        if not self.scale > 0.0:
+            raise TinykronError(f"scale: found {self.scale!r}, expected a number above 0")
+        _ = self.training  # refuses what no training takes
+
+    @classmethod
+    def read(cls, source: str | Path, **others: Any) -> Sorting:
+        """Return settings from a TOML file, or of a recipe that ships with tinykron, such as "sorted-llama".
+
+        others  take the place of what the file says
+        Raises TinykronError naming the file and the key.
+        """
+        path = recipes.find(source)
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise TinykronError(f"{path}: expected settings in TOML: {error}") from None
+        kinds = {one.name: type(one.default) for one in fields(cls) if one.name != "exits"}
+        for key, value in content.items():
+            kind = tuple if key == "exits" else kinds.get(key)
+            if kind is None:
+                raise TinykronError(f"{path}: {key}: unknown, expected some of exits, {', '.join(kinds)}")
+            if kind is float and type(value) is int:
+                content[key] = float(value)
+            elif kind is tuple and isinstance(value, list):
+                content[key] = tuple(value)
+            elif type(value) is not kind:
+                raise TinykronError(f"{path}: {key}: found {value!r}, expected {NAMES[kind]}")
+        given = content | others
+        if "exits" not in given:
+            raise TinykronError(f"{path}: expected exits, such as [2, 4, 6], in the file or beside it")
+        return cls(**given)
+
+    @property
+    def training(self) -> Settings:
+        """What the training loop takes: a cosine after a short warm-up."""
+        warmup, context = self.steps // 20, self.context or CONTEXTS[self.kind]
+        return Settings(
+            self.steps, self.batch, context, self.accumulate, lr=self.lr, warmup=warmup,
+            weight_decay=self.weight_decay, seed=self.seed, checkpoint_every=50,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """What came out."""
+
+    folder: str
+    settings: Sorting
+    trained_on: str
+    held_out: int  # targets that each loss is the mean of
+    losses: dict[str, dict[int, float]]  # "before", the method, those beside it: {blocks: nats a token}
+    right: dict[str, dict[int, float]] = field(default_factory=dict)  # likewise, questions answered right, in per cent
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain values, for JSON."""
+        return asdict(self)
+
+
+# The methods ----------------------------------------------------------------------------------------------------------
+
+Models = dict[int, Any]  # by exit, the model that serves it
+
+
+def objective(model: Any, settings: Sorting) -> SortedLoss:
+    """Return the loss that sorted fine-tuning minimises."""
+    exits, blocks = settings.exits, len(model.blocks)
+    if settings.loss in ("mean", "sampled"):
+        draws = (settings.draws or len(exits)) if settings.loss == "sampled" else 0
+        return SortedLoss(model, equal_weights(exits), settings.distil, draws)
+    rotation = max(1, len(exits) - 1) if settings.loss == "rotational" else 1
+    return SortedLoss(model, depth_weights(exits, blocks, settings.scale), settings.distil, rotation=rotation)
+
+
+def on_frozen(model: Any, kind: str, exits: Sequence[int]) -> Any:
+    """Give exits parts of their own, the only ones that training changes from now on; change `model` and return it."""
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for part in add_parts(model, kind, exits).exit_parts:
+        for parameter in part.parameters():
+            parameter.requires_grad = True
+    return model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A start, what it is trained on, and where trainings keep their progress."""
+
+    start: Any
+    material: Material
+    settings: Sorting
+    folder: Path
+
+    @cached_property
+    def origin(self) -> str:
+        """By which a training is known that started elsewhere."""
+        return digest_model(self.start)
+
+    def train(self, model: Any, loss: SortedLoss, name: str) -> None:
+        """Train a model in place; a training that was stopped goes on. A Ctrl-C raises KeyboardInterrupt in its end."""
+        loss.origin = self.origin
+        history = fit(
+            model, self.material.training, self.settings.training, distillation=loss, masking=self.material.masking,
+            folder=self.folder / name, title=name,
+        )  # fmt: skip
+        if history.interrupted:
+            raise KeyboardInterrupt
+
+    def sorted(self) -> Models:
+        """Train all exits of one model together."""
+        model = copy.deepcopy(self.start)
+        self.train(model, objective(model, self.settings), "sorted")
+        return self._served(model, self.settings.exits)
+
+    def plain(self) -> Models:
+        """Train the full model alone, whose exits are read as they come."""
+        model = copy.deepcopy(self.start)
+        self.train(model, SortedLoss(model, {len(model.blocks): 1.0}), "plain")
+        return dict.fromkeys(self.settings.exits, model)
+
+    def heads(self) -> Models:
+        """After plain fine-tuning train one head for each inner exit; the trunk stands still."""
+        model = on_frozen(self.plain()[len(self.start.blocks)], "heads", self._inner)
+        self.train(model, SortedLoss(model, equal_weights(self._inner)), "heads")
+        return self._served(model, self.settings.exits)
+
+    def extracted(self) -> Models:
+        """Cut each inner exit out and train it by itself; the full model is that of plain fine-tuning."""
+        models = {exit: kron.cut(self.start, exit) for exit in self._inner}
+        for exit, model in models.items():
+            self.train(model, SortedLoss(model, {exit: 1.0}), f"extracted-{exit}")
+        blocks = len(self.start.blocks)
+        return models | {blocks: self.plain()[blocks]}
+
+    def balcony(self) -> Models:
+        """Train a block and a norm for each inner exit towards the full model's predictions; that stands still."""
+        model = on_frozen(copy.deepcopy(self.start), "blocks", self._inner)
+        weights = equal_weights(self._inner) | {len(model.blocks): 0.0}
+        self.train(model, SortedLoss(model, weights, pull=1.0), "balcony")
+        return self._served(model, self.settings.exits)
+
+    @property
+    def _inner(self) -> list[int]:
+        inner = [exit for exit in self.settings.exits if exit < len(self.start.blocks)]
+        if not inner:
+            raise TinykronError("exits: expected one below the last, to have a part of its own")
+        return inner
+
+    def _served(self, model: Any, exits: tuple[int, ...]) -> Models:
+        model.exits = exits
+        return dict.fromkeys(exits, model)
+
+
+def losses_by_exit(models: Models, batches: Sequence[Batch], title: str = "") -> dict[int, float]:
+    """Return the held-out loss of each exit by the model that serves it, in nats a token."""
+    found: dict[int, float] = {}
+    for model in dict.fromkeys(models.values()):
+        served = [exit for exit, other in models.items() if other is model]
+        found |= analysis.losses_of(model, batches, served, title)
+    return dict(sorted(found.items()))
+
+
+def right_by_exit(models: Models, questions: Sequence[Example], title: str = "") -> dict[int, float]:
+    """Return the share of questions that each exit answers right, in per cent."""
+    found = {}
+    for exit, model in sorted(models.items()):
+        found[exit] = exact_matches(model, questions, exit if exit < len(model.blocks) else None, title)
+    return found
+
+
+# The verb -------------------------------------------------------------------------------------------------------------
+
+
+def sort(
+    model: str | Path,
+    out: str | Path,
+    settings: Sorting,
+    source: str | Path | None = None,
+    beside: Sequence[str] = (),
+) -> Sorted | None:
+    """Fine-tune the exits of a checkpoint and save the result as a new one with a card.
+
+    model   folder, cache path or cached hub id: any decoder, or a BERT with its masked-token head
+    out     folder to make: a checkpoint whose config.json holds the exits, beside the tokens that were frequent in
+            what it read; of "extracted", one folder for each exit
+    source  text file or folder, or a file of examples, as the settings' kind says; None: what every Python carries
+    beside  further methods to train for as long on the same batches, and to measure beside it; they are not saved
+    Progress is kept in the folder `<out>.training`: after a Ctrl-C, which returns None, or a kill, the same call
+    continues there. Raises TinykronError, before any training, if `out` exists or something does not fit.
+    """
+    out, folder = Path(out), resolve(model)
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
+    start = checkpoint.load(folder)
+    settings = _fitting(start, settings, beside)
+    if start.tokenizer is None:
+        raise CheckpointError(f"{folder}: expected a tokenizer.json, to read text with")
+    material = read(start, source, settings.context, settings.kind)
+    run = Run(start, material, settings, out.with_name(out.name + ".training"))
+    losses: dict[str, dict[int, float]] = {}
+    right: dict[str, dict[int, float]] = {}
+
+    def measure(name: str, models: Models) -> None:
+        losses[name] = losses_by_exit(models, material.held_out, f"measuring {name}")
+        if material.questions:
+            right[name] = right_by_exit(models, material.questions, f"{name} answers")
+
+    measure("before", dict.fromkeys(settings.exits, start))
+    dtype, result = checkpoint.stored_dtype(folder), run.folder / "result"
+    for name in dict.fromkeys((settings.method, *beside)):
+        try:
+            models = getattr(run, name)()
+        except KeyboardInterrupt:  # a training has kept its progress
+            return None
+        if name == settings.method:
+            shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
+            models = _save(models, result, dtype)  # rounded as they are saved
+            if hasattr(start, "cache") and name != "extracted":
+                shortlist.write(shortlist.frequent(material.tokens), result)
+        measure(name, models)
+    counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
+    found = Sorted(str(out), settings, material.said, counted, losses, right)
+    files.write(result / "README.md", _card(out.name, folder.name, found))
+    files.finish(result, out, run.folder)
+    return found
+
+
+def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:
+    """Return the settings for a model, after checking that they go together."""
+    blocks = len(model.blocks)
+    exits = trained_exits(settings.exits, blocks)
+    for name in beside:
+        replace(settings, method=name)  # refuses what it does not know
+    methods = {settings.method, *beside}
+    if not hasattr(model, "cache"):
+        if getattr(model.config, "head", None) != "masked_lm":
+            raise TinykronError(f"sort: this {type(model).__name__} has no head that predicts tokens")
+        if settings.kind != "text":
+            raise TinykronError(f"sort: {settings.kind}: for decoders, found a {type(model).__name__}")
+        if found := sorted(methods & {"heads", "balcony"}):
+            raise TinykronError(f"sort: {', '.join(found)}: for decoders, found a {type(model).__name__}")
+    if model.exit_parts if hasattr(model, "cache") else ():
+        raise TinykronError("sort: the exits of this model have parts of their own; start from the model without them")
+    plain = Sorting(exits)
+    if "sorted" in methods and settings.loss in ("depth", "rotational") and exits[0] == 1:
+        raise TinykronError("exits: weights by depth leave none to an exit after 1 block; choose deeper ones")
+    for name in ("loss", "distil"):
+        if "sorted" not in methods and getattr(settings, name) != getattr(plain, name):
+            raise TinykronError(f"{name}: is for the method sorted, found {', '.join(sorted(methods))}")
+    return replace(
+        settings,
+        exits=exits if exits[-1] == blocks else (*exits, blocks),
+        context=min(settings.context or CONTEXTS[settings.kind], model.context),
+    )
+
+
+def _save(models: Models, result: Path, dtype: str) -> Models:
+    """Save a model, or one for each exit, and return them as they are read again."""
+    different = list(dict.fromkeys(models.values()))
+    result.parent.mkdir(parents=True, exist_ok=True)
+    if len(different) == 1:
+        checkpoint.save(different[0], result, dtype)
+        return dict.fromkeys(models, checkpoint.load(result))
+    for exit, model in models.items():
+        checkpoint.save(model, result / f"exit-{exit}", dtype)
+    return {exit: checkpoint.load(result / f"exit-{exit}") for exit in models}
+
+
+def render(found: Sorted) -> str:
+    """Return the losses of each method by exit, with perplexities, as lines for a terminal."""
+    lines = []
+    for title, rows in tables(found).items():
+        lines += [title, *_aligned(rows)]
+    return "\n".join([*lines, f"saved: {found.folder}"])
+
+
+def tables(found: Sorted) -> dict[str, list[list[str]]]:
+    """Return tables by their titles: a heading and a row for each method."""
+    exits = found.settings.exits
+    heading = ["", *(f"{exit} blocks" for exit in exits)]
+    rows = [
+        [name, *(f"{losses[exit]:.3f} ({bounded_exp(losses[exit]):.1f})" for exit in exits)]
+        for name, losses in found.losses.items()
+    ]
+    made = {f"held-out loss in nats a token (perplexity) by exit, {found.held_out:,} tokens": [heading, *rows]}
+    if found.right:
+        shares = [[name, *(f"{right[exit]:.1f}" for exit in exits)] for name, right in found.right.items()]
+        made["held-out questions answered right (exact match), in per cent"] = [heading, *shares]
+    return made
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _card(name: str, model: str, found: Sorted) -> str:
+    settings = {one.name: getattr(found.settings, one.name) for one in fields(found.settings)}
+    lines = [
+        f"# {name}",
+        "",
+        f"{model}, fine-tuned by tinykron with the method {found.settings.method}: {METHODS[found.settings.method]}.",
+        "",
+        f"- trained on {found.trained_on}",
+        f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items())}",
+        "",
+    ]
+    for title, rows in tables(found).items():
+        heading, *body = ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [f"{title.capitalize()}; of {found.settings.method}, of the weights as they were saved:", ""]
+        lines += [heading, "|" + "---|" * len(rows[0]), *body, ""]
+    return "\n".join(lines)

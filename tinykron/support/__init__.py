@@ -1,0 +1,3 @@
+"""Small tools without a subject: whole files, progress."""
+
+__all__ = ["files", "progress"]

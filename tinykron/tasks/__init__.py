@@ -1,0 +1,31 @@
+"""Labelled tasks: their files, features, losses and metrics."""
+
+from tinykron.tasks.metrics import mean_score
+from tinykron.tasks.registry import (
+    TASKS,
+    Task,
+    TaskEvaluation,
+    answer_files,
+    check_context,
+    evaluate,
+    find,
+    fitted,
+    ready,
+    render,
+    source_of,
+)
+
+__all__ = [
+    "TASKS",
+    "Task",
+    "TaskEvaluation",
+    "answer_files",
+    "check_context",
+    "evaluate",
+    "find",
+    "fitted",
+    "mean_score",
+    "ready",
+    "render",
+    "source_of",
+]
