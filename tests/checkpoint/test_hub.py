@@ -296,7 +296,7 @@ def test_a_cached_repository_is_its_main_snapshot_or_its_only_one(tmp_path):
 
 
 def test_the_client_is_imported_only_for_a_hub_id(tmp_path):
-    code = "import sys; from tinykron.checkpoint.hub import resolve; resolve(sys.argv[1], download=True); print(*sys.modules)"
+    code = "import sys; from tinykron.checkpoint.hub import resolve; resolve(sys.argv[1], True); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     assert "tinykron.checkpoint.hub" in done.stdout.decode().split()
     assert "huggingface_hub" not in done.stdout.decode().split()
