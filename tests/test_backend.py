@@ -220,7 +220,7 @@ def test_thread_count_follows_the_variable_that_blas_reads(
 PAGE_FAULTS = """
 import resource
 import numpy as np
-from tinykron.backend import recycled_memory
+from tinykron.threads import recycled_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -247,7 +247,7 @@ def test_recycled_memory_takes_pages_from_the_system_once() -> None:
 
 
 SCATTERED = """
-from tinykron.backend import return_memory
+from tinykron.threads import return_memory
 import numpy as np
 
 def resident():
@@ -275,7 +275,7 @@ def test_what_is_free_between_what_is_not_goes_back_to_the_system() -> None:
 IDLE = """
 import threading, time
 import numpy as np
-from tinykron.backend import long_work
+from tinykron.threads import long_work
 
 x = np.ones((512, 512), np.float32)
 

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tests import test_kron_identities, test_kron_identities_fit, test_kron_identities_square
+from tests.kron import test_identities
+from tests.kron.fitting import test_identities as test_identities_fit
+from tests.kron.operators import test_identities_square
 from tests.kron_matrices import LAYOUTS, Matrices, assert_equal, exact, matrices
 from tinykron.kron import Kron
 
-TABLES = test_kron_identities, test_kron_identities_square, test_kron_identities_fit
+TABLES = test_identities, test_identities_square, test_identities_fit
+PLACES = {"algebra": "test_algebra", "fit": "fitting.test_nearest", "linear": "test_linear"}
 NUMBERS = {*range(1, 59), *range(60, 75), *range(80, 85)}
 UNNUMBERED = 3
 
@@ -30,7 +33,7 @@ def claims(module: ModuleType) -> Iterator[tuple[str, str]]:
 def found(module: ModuleType, test: str) -> Callable[..., Any]:
     """Return the test that a table names. Raises AttributeError where there is none."""
     place, _, name = test.rpartition(".")
-    return getattr(importlib.import_module(f"tests.test_kron_{place}") if place else module, name)
+    return getattr(importlib.import_module(f"tests.kron.{PLACES[place]}") if place else module, name)
 
 
 def test_every_identity_has_a_test_that_runs_on_every_device() -> None:
@@ -50,7 +53,7 @@ def test_every_test_beside_a_table_is_in_it() -> None:
 
 def test_a_test_that_does_not_exist_is_seen() -> None:
     with pytest.raises(AttributeError, match="test_nothing"):
-        found(test_kron_identities, "linear.test_nothing")
+        found(test_identities, "linear.test_nothing")
 
 
 def test_the_matrices_include_every_kind() -> None:

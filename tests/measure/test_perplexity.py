@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.data.test_masking import PROSE
 from tests.helpers import host
 from tests.tiny_training import CONTEXT, TOKENS, VOCABULARY, tiny_gpt2
+from tinykron import data
 from tinykron.data import corpus
 from tinykron.data import tokens as data_tokens
 from tinykron.data.masking import Masking, train_wordpiece
@@ -181,7 +182,7 @@ def test_truncation_that_a_tokenizer_has_set_cuts_no_text(gpt2, tmp_path):
 
 
 def test_the_embedded_corpus_is_what_training_held_out(gpt2, monkeypatch):
-    monkeypatch.setattr(corpus, "documents", lambda: PROSE)
+    monkeypatch.setattr(data, "documents", lambda: PROSE)
     _, held_out = corpus.split(PROSE)
     found = measure_perplexity.evaluate(gpt2)
     tokens = data_tokens.encode(gpt2.tokenizer, held_out)

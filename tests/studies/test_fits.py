@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.tiny_teacher import make_teacher, write_text
+from tinykron import data
 from tinykron.commands import cli
-from tinykron.data import corpus, shipped
+from tinykron.data import corpus
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.studies import fits
 from tinykron.studies.fits import METHODS, Row, Scale, balanced, tiny_b
@@ -25,8 +26,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = write_text(tmp_path / "text.txt")
     teacher = make_teacher(tmp_path / "teacher", text, layers=1)
     documents = corpus.documents(text)
-    monkeypatch.setattr(shipped, "weights_folder", lambda name: teacher)
-    monkeypatch.setattr(corpus, "documents", lambda source=None: documents)
+    monkeypatch.setattr(data, "weights_folder", lambda name: teacher)
+    monkeypatch.setattr(data, "documents", lambda source=None: documents)
     return tmp_path / "out"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.studies.test_kron_students import MICRO, small_study
-from tinykron import kron
+from tinykron import data, kron
 from tinykron.commands import cli
 from tinykron.data import corpus
 from tinykron.studies import identities
@@ -148,7 +148,7 @@ def test_one_class_has_no_silhouette() -> None:
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     small = replace(rk.PAPERS["kngpt2"], quick=replace(kn.QUICK, **MICRO))
     monkeypatch.setitem(rk.PAPERS, "kngpt2", small)
-    monkeypatch.setattr(corpus, "documents", lambda source=None: corpus.language_reference()[:40])
+    monkeypatch.setattr(data, "documents", lambda source=None: corpus.language_reference()[:40])
     out = str(tmp_path / "out")
     assert cli.main(["reproduce", "kngpt2", "--quick", "--only", "K1,R7", "--out", out]) == 0
     said = capsys.readouterr().out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import host
-from tinykron import checkpoint, kron
+from tinykron import checkpoint, data, kron
 from tinykron.data import corpus, shipped
 from tinykron.jobs.students import truncate
 from tinykron.kron.plan import Choice, KronPlan
@@ -27,7 +27,7 @@ MICRO: dict[str, Any] = {
 
 def small_study(scale: Scale, folder: Path, patch: pytest.MonkeyPatch) -> Study:
     """A study of a shipped model at the smallest scale, on a part of the text and of the task."""
-    patch.setattr(corpus, "documents", lambda source=None: corpus.language_reference()[:40])
+    patch.setattr(data, "documents", lambda source=None: corpus.language_reference()[:40])
     study = Study(replace(scale, **MICRO), folder)
     for name, count in (("train", 16), ("dev", 12)):
         study.features[name] = study.features[name][:count]

@@ -50,7 +50,7 @@ def test_names_are_unique_and_greedy_drafts_change_nothing(study: Study) -> None
 
 def test_a_model_is_trained_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     study.soft(0)
-    monkeypatch.setattr("tinykron.train.loop.fit", None)
+    monkeypatch.setattr("tinykron.studies.sorted_students.fit", None)
     assert len(study.soft(0).blocks) == 8
     with pytest.raises(TypeError):
         study.soft(1)

@@ -67,7 +67,7 @@ def test_an_error_passes_through_and_the_line_is_written(capsys):
 
 
 SCRIPT = """
-from tinykron.progress import Progress
+from tinykron.support.progress import Progress
 with Progress("reading [/red] text", total=2000, unit="tokens", done=500) as job:
     job.advance(500, "loss 1.5 [b]")
 """

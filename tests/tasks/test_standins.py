@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tinykron import data
 from tinykron.data import corpus
 from tinykron.data.corpus import Docstring
 from tinykron.data.instructions import parse_instructions
@@ -39,7 +40,7 @@ def library(monkeypatch):
     def docstrings(packages=None):
         return iter([d for d in LIBRARY if packages is None or d.module.split(".")[0] in packages])
 
-    monkeypatch.setattr(corpus, "docstrings", docstrings)
+    monkeypatch.setattr(data, "docstrings", docstrings)
 
 
 def cells(text: str) -> list[list[str]]:
@@ -85,7 +86,7 @@ def test_a_sentence_that_another_topic_repeats_is_no_stranger(monkeypatch):
             "topic two", "\n\n".join(f"The {n}th other comes in. The {n}th item ends there." for n in range(3))
         ),
     ]
-    monkeypatch.setattr(corpus, "language_reference", lambda: topics)
+    monkeypatch.setattr(data, "language_reference", lambda: topics)
     monkeypatch.setattr(standins, "HELD_OUT", 0.0)
     rows = cells(standins.neighbours()["train.tsv"])[1:]
     told = {
