@@ -27,3 +27,7 @@ class DataError(TinykronError):
 
 class UntrainedExitWarning(UserWarning):
     """An exit is used that its folder does not list as trained: what leaves there is nobody's promise."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in long work that keeps its progress: the same call continues. The command line exits with code 130."""

@@ -16,7 +16,7 @@ from tests.tiny_tasks import QUICK, SST2, STSB, tiny_bert, write_sst2
 from tests.tiny_training import interrupt
 from tinykron import tasks
 from tinykron.commands import cli
-from tinykron.errors import CheckpointError, DataError, TinykronError
+from tinykron.errors import CheckpointError, DataError, Interrupted, TinykronError
 from tinykron.jobs import finetune
 from tinykron.jobs.finetune import PRESETS, Run
 from tinykron.tasks.glue import TASKS
@@ -81,10 +81,11 @@ def test_a_run_that_was_stopped_continues(base, made, monkeypatch):
 
     monkeypatch.setattr(finetune, "task_loss", stopping)
     arguments = (base / "model", SST2, base / "again", base / "task", SHORT, (1e-2, 1e-5), 2)
-    assert finetune.finetune(*arguments) is None
+    with pytest.raises(Interrupted):
+        finetune.finetune(*arguments)
     assert not (base / "again").exists() and (base / "again.training").is_dir()
     found = finetune.finetune(*arguments)
-    assert found is not None and found.runs == made.runs and count == 13 + 40 - 13
+    assert found.runs == made.runs and count == 13 + 40 - 13
     ours, theirs = tk.load(base / "again"), tk.load(base / "made")
     for (name, one), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert np.array_equal(host(one), host(other)), name
@@ -126,7 +127,7 @@ def test_a_head_of_the_task_is_kept(base, made, tmp_path):
 
 def test_what_cannot_be_run_is_refused_before_any_work(base, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(CheckpointError, match="there: exists already; choose another --out"):
+    with pytest.raises(CheckpointError, match="there: exists already; choose another folder"):
         finetune.finetune(base / "model", SST2, tmp_path / "there", base / "task", SHORT)
     with pytest.raises(TinykronError, match="seeds: found 0, expected at least 1"):
         finetune.finetune(base / "model", SST2, tmp_path / "x", base / "task", SHORT, seeds=0)

@@ -12,7 +12,7 @@ from tests.tiny_teacher import make_encoder, make_teacher, write_text
 from tests.tiny_training import interrupt
 from tinykron import optim
 from tinykron.commands import cli
-from tinykron.errors import CheckpointError, DataError, TinykronError
+from tinykron.errors import CheckpointError, DataError, Interrupted, TinykronError
 from tinykron.jobs import finetune_text as jobs_finetune_text
 from tinykron.jobs.finetune_text import TextTuning, finetune_text
 from tinykron.train import loop
@@ -65,7 +65,8 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(base, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "clip_gradients", stopping)
-        assert finetune_text(base / "gpt2", "lm/text", tmp_path / "out", base / "text.txt", SETTINGS) is None
+        with pytest.raises(Interrupted):
+            finetune_text(base / "gpt2", "lm/text", tmp_path / "out", base / "text.txt", SETTINGS)
     assert len(calls) == 3 and not (tmp_path / "out").exists()
     again = finetune_text(base / "gpt2", "lm/text", tmp_path / "out", base / "text.txt", SETTINGS)
     assert again == whole

@@ -20,7 +20,7 @@ from tinykron import data, kron
 from tinykron.commands import cli
 from tinykron.commands import sort as commands_sort
 from tinykron.decode import shortlist
-from tinykron.errors import CheckpointError, DataError, TinykronError
+from tinykron.errors import CheckpointError, DataError, Interrupted, TinykronError
 from tinykron.exits import analysis
 from tinykron.exits import losses as exits_losses
 from tinykron.jobs import describe, sort, sort_data
@@ -228,7 +228,8 @@ def test_an_interrupted_run_continues_to_the_same_bits(base: Path, tmp_path: Pat
         return loss(self, batch)
 
     monkeypatch.setattr(exits_losses.SortedLoss, "_loss", stopping)
-    assert sort.sort(base / "model", tmp_path / "out", settings, base / "text.txt") is None
+    with pytest.raises(Interrupted):
+        sort.sort(base / "model", tmp_path / "out", settings, base / "text.txt")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(exits_losses.SortedLoss, "_loss", loss)
     other = tk.load(base / "model")

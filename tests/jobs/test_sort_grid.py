@@ -17,7 +17,7 @@ from tests.tiny_tasks import TOKENIZER, tiny_bert
 from tests.tiny_teacher import make_teacher, write_text
 from tinykron import data, kron
 from tinykron.commands import cli
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import CheckpointError, Interrupted, TinykronError
 from tinykron.exits import pareto
 from tinykron.exits.grid import GridLoss, Point, points
 from tinykron.exits.pareto import elastic_front
@@ -112,10 +112,11 @@ def test_ctrl_c_costs_nothing(
 
     monkeypatch.setattr(GridLoss, "__call__", interrupted)
     lines: list[str] = []
-    assert train_grid(base / "dense", tmp_path / "out", SMALL, base / "text.txt", say=lines.append) is None
-    assert "the same command continues" in lines[-1] and not (tmp_path / "out").exists() and len(calls) == 8
+    with pytest.raises(Interrupted):
+        train_grid(base / "dense", tmp_path / "out", SMALL, base / "text.txt", say=lines.append)
+    assert not (tmp_path / "out").exists() and len(calls) == 8
     found = train_grid(base / "dense", tmp_path / "out", SMALL, base / "text.txt", say=lines.append)
-    assert found is not None and found.after == made.after and len(calls) == 16
+    assert found.after == made.after and len(calls) == 16
 
 
 # Plans ----------------------------------------------------------------------------------------------------------------

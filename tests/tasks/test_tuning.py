@@ -16,12 +16,13 @@ from tinykron import backend
 from tinykron.data.batch import Batch
 from tinykron.distill.losses import Losses
 from tinykron.distill.objective import Distillation
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import CheckpointError, Interrupted, TinykronError
 from tinykron.optim import clip_gradients
-from tinykron.tasks import tuning
 from tinykron.tasks.features import collate, logits_of, predict
-from tinykron.tasks.tuning import BEST, FineTuning, batch_rows, fit
-from tinykron.train.resume import CHECKPOINT
+from tinykron.tasks.tuning import Epochs, FineTuning, fit
+from tinykron.train.loop import _gradients
+from tinykron.train.resume import BEST, CHECKPOINT
+from tinykron.train.settings import Settings
 
 FEATURES = sst2_features()
 NAN = {"dev": {"accuracy": float("nan")}}
@@ -64,7 +65,7 @@ def test_what_can_be_learnt_is(device):
 
 def test_every_device_learns_alike(device):
     model = classifier(dropout=0.1)
-    short = replace(QUICK, epochs=1, accumulate=2)
+    short = replace(QUICK, epochs=1, split_batch=2)
     history = fit(model, FEATURES[:16], short, loss, accuracy)
     with backend.device("cpu"):
         expected = fit(classifier(dropout=0.1), FEATURES[:16], short, loss, accuracy)
@@ -72,22 +73,22 @@ def test_every_device_learns_alike(device):
     assert history.terms[-1]["loss"] == pytest.approx(expected.terms[-1]["loss"], rel=1e-3)
 
 
-def test_the_terms_of_a_distillation_are_measured_and_the_training_stays_the_same(monkeypatch):
-    monkeypatch.setattr(tuning, "MEASURED", 2)
+def test_the_terms_of_a_distillation_are_measured_and_the_training_stays_the_same():
+    short = replace(QUICK, epochs=1, measure_every=2)
     runs = []
     for measured in (True, False):
         model = classifier(dropout=0.2)
         losses = Losses(embedding=0.0, attention=0.0, logits=0.5)
         distillation = Distillation(model, classifier(1), losses, label_loss=SST2.loss)
         given = distillation if measured else lambda model, batch, of=distillation: of(batch)
-        runs.append((model, fit(model, FEATURES[:24], replace(QUICK, epochs=1), given, accuracy)))
+        runs.append((model, fit(model, FEATURES[:24], short, given, accuracy)))
     (model, history), (other, unmeasured) = runs
     assert all((values(model)[name] == array).all() for name, array in values(other).items())
     assert history.terms == unmeasured.terms and unmeasured.term_norms == []
     assert [step for step, _ in history.term_norms] == [0, 2]
     fresh = classifier(dropout=0.2).train()
     distillation = Distillation(fresh, classifier(1), losses, label_loss=SST2.loss)
-    batch = collate([FEATURES[:24][row] for row in batch_rows(24, replace(QUICK, epochs=1), 0)])
+    batch = collate([FEATURES[:24][row] for row in Epochs(FEATURES[:24], short).rows(0)])
     for term, norm in history.term_norms[0][1].items():
         distillation.start(QUICK.seed, 0)
         distillation(batch, only=(term,))[0].backward()
@@ -98,19 +99,22 @@ def test_the_terms_of_a_distillation_are_measured_and_the_training_stays_the_sam
 def test_each_epoch_sees_every_example_once_in_an_order_of_its_own(examples, batch, seed):
     plan = replace(QUICK, batch=batch, seed=seed)
     steps = plan.steps_per_epoch(examples)
-    epochs = [np.concatenate([batch_rows(examples, plan, e * steps + i) for i in range(steps)]) for e in range(2)]
-    for rows in epochs:
-        assert sorted(rows) == list(range(examples))
+    rows = Epochs(range(examples), plan).rows
+    epochs = [np.concatenate([rows(e * steps + i) for i in range(steps)]) for e in range(2)]
+    for order in epochs:
+        assert sorted(order) == list(range(examples))
     assert examples < 9 or not np.array_equal(*epochs)
-    assert max(len(batch_rows(examples, plan, i)) for i in range(steps)) == min(batch, examples)
+    assert max(len(rows(i)) for i in range(steps)) == min(batch, examples)
 
 
-@given(accumulate=st.integers(1, 5), batch=st.integers(1, 9), step=st.integers(0, 50))
-def test_parts_of_a_batch_make_the_gradient_of_the_whole(accumulate, batch, step):
-    plan = replace(QUICK, batch=batch, accumulate=accumulate)
+@given(split=st.integers(1, 5), accumulate=st.integers(1, 3), batch=st.integers(1, 9), step=st.integers(0, 20))
+def test_parts_of_a_batch_make_the_gradient_of_the_whole(split, accumulate, batch, step):
+    batches = Epochs(FEATURES, replace(QUICK, batch=batch, split_batch=split, accumulate=accumulate))
     parts, whole = classifier(), classifier()
-    terms = tuning._gradients(parts, FEATURES, plan, loss, step)
-    value, _ = loss(whole, collate([FEATURES[row] for row in batch_rows(len(FEATURES), plan, step)]))
+    sizes = [len(part.ids_BT) for part, _ in batches(step)]
+    assert sum(sizes) == len(batches.rows(step)) <= batch * accumulate and max(sizes) <= -(-batch // split)
+    terms = _gradients(parts, batches, lambda batch, progress: loss(parts, batch), Settings(100), step)
+    value, _ = loss(whole, collate([FEATURES[row] for row in batches.rows(step)]))
     value.backward()
     assert terms["loss"] == pytest.approx(value.item(), rel=1e-5)
     for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
@@ -126,7 +130,8 @@ def test_the_first_of_four_steps_is_as_long_as_the_warm_up_says(warmup, first):
         interrupt()
         return loss(model, batch)
 
-    fit(model, FEATURES[:32], replace(QUICK, epochs=1, warmup=warmup, weight_decay=0.0), stopped, accuracy)
+    with pytest.raises(Interrupted):
+        fit(model, FEATURES[:32], replace(QUICK, epochs=1, warmup=warmup, weight_decay=0.0), stopped, accuracy)
     move = max(np.abs(array - before[name]).max() for name, array in values(model).items())
     assert move == pytest.approx(first * QUICK.lr, rel=1e-2)
 
@@ -164,7 +169,7 @@ def test_the_weights_of_the_best_epoch_are_kept(scores, best):
 )
 def test_patience_ends_when_nothing_gets_better(patience, scores, epochs):
     history = fit(classifier(), FEATURES, replace(QUICK, epochs=5, patience=patience), loss, scripted(*scores))
-    assert len(history.scores) == epochs and not history.interrupted
+    assert len(history.scores) == epochs
 
 
 # Continuing -----------------------------------------------------------------------------------------------------------
@@ -185,8 +190,8 @@ def test_ctrl_c_finishes_the_step_and_it_continues_to_the_same_bits(tmp_path, st
 
     plan = replace(QUICK, checkpoint_every=1000)
     expected = fit(straight := classifier(dropout=0.1), FEATURES, plan, loss, accuracy)
-    first = fit(classifier(dropout=0.1), FEATURES, plan, stopped, accuracy, folder=tmp_path)
-    assert (first.interrupted, first.steps) == (True, stop_at)
+    with pytest.raises(Interrupted, match=f"after {stop_at} of 15 steps"):
+        fit(classifier(dropout=0.1), FEATURES, plan, stopped, accuracy, folder=tmp_path)
     model = classifier(dropout=0.1)
     second = fit(model, FEATURES, plan, loss, accuracy, folder=tmp_path)
     assert second == expected
@@ -200,7 +205,7 @@ def test_a_run_that_patience_ended_is_not_continued(tmp_path):
     plan = replace(QUICK, patience=1)
     history = fit(classifier(), FEATURES, plan, loss, scripted(0.5, 0.4), folder=tmp_path)
     again = fit(classifier(), FEATURES, plan, lambda *_: pytest.fail("trained on"), accuracy, folder=tmp_path)
-    assert again.scores == history.scores and again.steps == 10 and not again.interrupted
+    assert again.scores == history.scores and again.steps == 10
 
 
 @pytest.mark.parametrize("change", ["features", "labels", "settings", "inputs"])
@@ -235,7 +240,7 @@ def test_best_weights_that_are_gone_are_named(tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops(tmp_path):
     with pytest.raises(
-        TinykronError, match=r"fine-tuning: the loss became \{'loss': nan\} at step 0; try a lower --lr"
+        TinykronError, match=r"fine-tuning: the loss became \{'loss': nan\} at step 0; try a lower learning rate"
     ):
         fit(classifier(), FEATURES, QUICK, lambda m, b: (loss(m, b)[0], {"loss": float("nan")}), accuracy)
     with pytest.raises(TinykronError, match="fine-tuning: expected examples, found none"):
@@ -253,7 +258,8 @@ def test_a_loss_that_is_not_a_number_stops(tmp_path):
         ({"lr": float("nan")}, "lr: found nan, expected a number from 0 on"),
         ({"lr": "high"}, "lr: found 'high'"),
         ({"weight_decay": -0.1}, "weight_decay: found -0.1"),
-        ({"warmup": 1.1}, "warmup: found 1.1, expected a share of the steps"),
+        ({"warmup": 1.1}, "warmup: found 1.1, expected a number from 0 and up to 1"),
+        ({"split_batch": 0}, "split_batch: found 0, expected a whole number from 1 on"),
     ],
     ids=str,
 )

@@ -19,6 +19,7 @@ from tests.tiny_training import (
     TOKENS,
     VOCABULARY,
     at,
+    gradients,
     interrupt,
     scripted,
     tiny_gpt2,
@@ -26,12 +27,13 @@ from tests.tiny_training import (
     values,
 )
 from tinykron import backend, data, fused
+from tinykron.data.batch import Batch
 from tinykron.distill.losses import Losses
 from tinykron.distill.objective import Distillation
-from tinykron.errors import DataError, ShapeError, TinykronError
+from tinykron.errors import DataError, Interrupted, ShapeError, TinykronError
 from tinykron.measure.perplexity import perplexity
 from tinykron.models.gpt2 import GPT2
-from tinykron.train import batches, loop
+from tinykron.train import batches
 from tinykron.train import settings as train_settings
 from tinykron.train.loop import fit
 from tinykron.train.settings import Settings
@@ -100,7 +102,6 @@ def test_the_history_of_a_run():
     assert (history.steps, len(history.terms), len(history.gradient_norms)) == (6, 6, 6)
     assert [steps for steps, _ in history.perplexities] == [4, 6]
     assert all(norm > 0 for norm in history.gradient_norms)
-    assert not history.interrupted
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -110,7 +111,8 @@ def test_a_step_is_as_long_as_the_schedule_says():
     for warmup in (0, 2, 5):
         model = scripted(at(1, interrupt))  # AdamW's first step moves each value by the learning rate
         before = values(model)
-        fit(model, TOKENS, replace(SHORT, lr=1e-2, warmup=warmup, weight_decay=0.0))
+        with pytest.raises(Interrupted):
+            fit(model, TOKENS, replace(SHORT, lr=1e-2, warmup=warmup, weight_decay=0.0))
         moves[warmup] = max(np.abs(array - before[name]).max() for name, array in values(model).items())
     assert moves == pytest.approx({0: 1e-2, 2: 1e-2 / 2, 5: 1e-2 / 5}, rel=1e-2)
 
@@ -120,9 +122,7 @@ def test_each_step_drops_other_values(dropout, differs):
     one_token = np.zeros(30, np.int64)  # so that all batches are alike
     model = tiny_gpt2(dropout=dropout)
     losses = {
-        loop._gradients(batches.Feed(Distillation(model, losses=CROSS_ENTROPY), one_token, SHORT), step)[
-            "cross_entropy"
-        ]
+        gradients(batches.Feed(Distillation(model, losses=CROSS_ENTROPY), one_token, SHORT), step)["cross_entropy"]
         for step in (0, 1)
     }
     assert len(losses) == (2 if differs else 1)
@@ -138,11 +138,13 @@ def test_clipping_is_in_force():
 
 
 @FEWER
-@given(accumulate=st.integers(1, 4), batch=st.integers(1, 3), step=st.integers(0, SHORT.steps - 1))
-def test_accumulated_gradients_are_those_of_one_larger_batch(device, accumulate, batch, step):
-    plan = replace(SHORT, accumulate=accumulate, batch=batch)
+@given(
+    accumulate=st.integers(1, 4), split=st.integers(1, 3), batch=st.integers(1, 3), step=st.integers(0, SHORT.steps - 1)
+)
+def test_accumulated_gradients_are_those_of_one_larger_batch(device, accumulate, split, batch, step):
+    plan = replace(SHORT, accumulate=accumulate, batch=batch, split_batch=split)
     parts, whole = tiny_gpt2(layers=1), tiny_gpt2(layers=1)
-    terms = loop._gradients(batches.Feed(Distillation(parts, losses=CROSS_ENTROPY), TOKENS, plan), step)
+    terms = gradients(batches.Feed(Distillation(parts, losses=CROSS_ENTROPY), TOKENS, plan), step)
     generator = np.random.default_rng((plan.seed, step))
     drawn = [data.sample_batch(TOKENS, batch, CONTEXT, generator) for _ in range(accumulate)]
     inputs_BT, targets_BT = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
@@ -151,6 +153,17 @@ def test_accumulated_gradients_are_those_of_one_larger_batch(device, accumulate,
     assert terms["cross_entropy"] == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
         assert_close(ours.grad, host(theirs.grad), rtol=1e-4)
+
+
+def test_a_part_of_a_batch_has_the_share_of_its_targets_that_count():
+    ids_BT = np.arange(12).reshape(4, 3)
+    targets_BT = np.array([[1, 2, 3], [-100, -100, 4], [-100] * 3, [5, 6, -100]])
+    found = list(batches.parts(Batch(ids_BT, targets_BT, ids_BT + 1), 3))
+    assert [share for _, share in found] == [4 / 6, 0.0, 2 / 6]
+    assert [part.ids_BT.tolist() for part, _ in found] == [ids_BT[:2].tolist(), [[6, 7, 8]], [[9, 10, 11]]]
+    assert all(np.array_equal(part.mask_BT, part.ids_BT + 1) and part.types_BT is None for part, _ in found)
+    [(whole, share)] = batches.parts(Batch(ids_BT, targets_BT), 1)
+    assert share == 1.0 and whole.ids_BT is ids_BT
 
 
 # Perplexity -----------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ import pytest
 
 from tests.helpers import host
 from tests.tiny_tasks import TOKENIZER, tiny_bert
-from tests.tiny_training import SHORT, TOKENS, Scripted, at, interrupt, tiny_gpt2
+from tests.tiny_training import SHORT, TOKENS, Scripted, at, gradients, interrupt, tiny_gpt2
 from tests.train.test_resume import assert_same_bits
 from tinykron.data.masking import Masking
 from tinykron.distill.losses import Losses, Schedule
 from tinykron.distill.objective import Distillation
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import CheckpointError, Interrupted, TinykronError
 from tinykron.models.bert import Bert
 from tinykron.nn import seed_dropout
 from tinykron.train import loop
@@ -51,11 +51,11 @@ def test_the_weight_of_a_step_is_in_its_gradient():
     distillation = Distillation(student, teacher, losses)
     feed = Feed(distillation, TOKENS, replace(SHORT, steps=4))
     for step, weight in enumerate((4.0, 3.0, 2.0, 1.0)):
-        loop._gradients(feed, step)
+        gradients(feed, step)
         found = host(student.norm.weight.grad).copy()
         student.zero_grad()
-        batch, known = next(feed.batches(step))
-        distillation(batch, 1.0, known)[0].backward()
+        batch, _ = next(feed(step))
+        distillation(batch, 1.0)[0].backward()
         np.testing.assert_allclose(found, weight * host(student.norm.weight.grad), rtol=1e-5)
 
 
@@ -81,10 +81,10 @@ def test_measuring_leaves_the_training_as_it_is():
 def test_a_terms_norm_is_that_of_its_weighted_gradient_alone(device):
     student, teacher = tiny_gpt2(0, dropout=0.2), tiny_gpt2(1, spread=10.0)
     losses = Losses(embedding=0.0, hidden=2.0, attention=0.5)
-    feed = Feed(Distillation(student, teacher, losses), TOKENS, SHORT)
-    norms = loop._term_norms(feed, 2)
+    distillation = Distillation(student, teacher, losses)
+    batch, _ = next(Feed(distillation, TOKENS, SHORT)(2))
+    norms = loop.term_norms(distillation, batch, (SHORT.seed, 2), 0.4)
     assert list(norms) == ["attention", "hidden", "cross_entropy"]
-    batch, _ = next(feed.batches(2))
     for name, norm in norms.items():
         student.zero_grad()
         seed_dropout(student, SHORT.seed, 2)
@@ -120,7 +120,8 @@ def test_adapters_learn_beside_the_student_and_a_run_continues_with_them(tmp_pat
     assert history.terms[-1]["hidden"] < history.terms[0]["hidden"]
     broken = tiny_gpt2(0, kind=Scripted)
     broken.script = at(6, interrupt)  # in the third step: the first is measured, with a pass for each of the terms
-    assert run(broken, folder=tmp_path).interrupted
+    with pytest.raises(Interrupted):
+        run(broken, folder=tmp_path)
     model = tiny_gpt2(0)
     assert run(model, folder=tmp_path) == history
     assert_same_bits(model, straight)
@@ -130,7 +131,7 @@ def test_a_gradient_is_clipped_with_that_of_the_adapters():
     student, teacher = tiny_gpt2(0), wide_teacher()
     history = fit(student, TOKENS, SHORT, teacher=teacher, losses=Losses(attention=0.0))
     feed = Feed(Distillation(tiny_gpt2(0), teacher, Losses(attention=0.0), seed=SHORT.seed), TOKENS, SHORT)
-    loop._gradients(feed, 0)
+    gradients(feed, 0)
     trained = [*feed.distillation.student.parameters(), *feed.distillation.adapters.parameters()]
     expected = sqrt(sum(float((host(p.grad).astype(np.float64) ** 2).sum()) for p in trained))
     assert history.gradient_norms[0] == pytest.approx(expected, rel=1e-5)
@@ -152,24 +153,9 @@ def test_a_masked_model_learns_hidden_tokens_and_next_sentences():
         fit(student, PIECES, settings, teacher=teacher, losses=losses)
 
 
-# Batches that come again ----------------------------------------------------------------------------------------------
-
-
-def test_after_an_epoch_the_same_batches_come_again():
-    def drawn(settings: Settings) -> list[bytes]:
-        feed = Feed(Distillation(tiny_gpt2(), losses=Losses(0.0, 0.0, 0.0, 1.0)), TOKENS, settings)
-        steps = range(settings.steps)
-        return [b"".join(batch.ids_BT.tobytes() for batch, _ in feed.batches(step)) for step in steps]
-
-    never, again = drawn(replace(SHORT, accumulate=2)), drawn(replace(SHORT, accumulate=2, epoch=2))
-    assert len(set(never)) == SHORT.steps
-    assert again == never[:2] * 3
-
-
 def test_settings_of_losses_are_checked():
-    for name in ("measure_every", "epoch"):
-        with pytest.raises(TinykronError, match=f"{name}: found -1, expected a whole number from 0 on"):
-            replace(SHORT, **{name: -1})
+    with pytest.raises(TinykronError, match="measure_every: found -1, expected a whole number from 0 on"):
+        replace(SHORT, measure_every=-1)
 
 
 def test_other_layers_or_forms_are_another_run(tmp_path):

@@ -32,7 +32,7 @@ from tests.tiny_training import (
     values,
 )
 from tinykron.distill.losses import Losses
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import CheckpointError, Interrupted, TinykronError
 from tinykron.models.gpt2 import GPT2
 from tinykron.train.loop import fit
 from tinykron.train.resume import CHECKPOINT
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_cleanly_and_it_continues_to_the_same_bits(straight, tmp_pat
     assert process.returncode == 0
     assert "Traceback" not in errors
     done = steps_in(path)
-    assert output == f"interrupted after {done} steps\n"
+    assert output == f"training: interrupted after {done} of {SETTINGS.steps} steps\n"
     assert 0 < done < SETTINGS.steps
     model = unstable_gpt2()
     fit(model, TOKENS, SETTINGS, folder=tmp_path)
@@ -119,19 +119,19 @@ def test_ctrl_c_ends_cleanly_and_it_continues_to_the_same_bits(straight, tmp_pat
 @pytest.mark.parametrize("number", range(1, SHORT.steps))
 def test_ctrl_c_finishes_the_step_and_writes_it(short, tmp_path, number):
     plan, before = replace(SHORT, checkpoint_every=1000), signal.getsignal(signal.SIGINT)
-    history = fit(scripted(at(number, interrupt)), TOKENS, plan, folder=tmp_path)
-    assert (history.interrupted, history.steps) == (True, number)
+    with pytest.raises(Interrupted, match=f"after {number} of"):
+        fit(scripted(at(number, interrupt)), TOKENS, plan, folder=tmp_path)
     assert steps_in(tmp_path / CHECKPOINT) == number
     assert signal.getsignal(signal.SIGINT) is before
     model = unstable_gpt2()
     history = fit(model, TOKENS, plan, folder=tmp_path)
-    assert (history.interrupted, history.steps) == (False, SHORT.steps)
+    assert history.steps == SHORT.steps
     assert_same_bits(model, short)
 
 
 def test_ctrl_c_in_the_last_step_is_no_interruption(short):
     model = scripted(at(SHORT.steps, interrupt))
-    assert not fit(model, TOKENS, SHORT).interrupted
+    fit(model, TOKENS, SHORT)
     assert_same_bits(model, short)
 
 
@@ -164,8 +164,8 @@ def test_a_resumed_run_has_the_whole_history(device, tmp_path):
     plan = replace(SHORT, evaluate_every=2)
     straight = fit(unstable_gpt2(), TOKENS, plan, held_out=TOKENS[:20])
     model = scripted(lambda number: interrupt() if number == 5 else None)  # the 3rd pass evaluates, so does the 6th
-    first = fit(model, TOKENS, plan, held_out=TOKENS[:20], folder=tmp_path)
-    assert first.interrupted
+    with pytest.raises(Interrupted):
+        fit(model, TOKENS, plan, held_out=TOKENS[:20], folder=tmp_path)
     second = fit(unstable_gpt2(), TOKENS, plan, held_out=TOKENS[:20], folder=tmp_path)
     assert second == straight
 
@@ -198,7 +198,8 @@ def test_training_in_a_thread(short):
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint after 3 of 6 steps."""
-    fit(scripted(at(3, interrupt)), TOKENS, SHORT, folder=tmp_path)
+    with pytest.raises(Interrupted):
+        fit(scripted(at(3, interrupt)), TOKENS, SHORT, folder=tmp_path)
     return tmp_path / CHECKPOINT
 
 
@@ -255,6 +256,24 @@ def test_a_checkpoint_of_another_model_is_named(checkpoint, change, complaint):
     with pytest.raises(CheckpointError, match=f"belongs to another model: .*(?s:.*){complaint}") as caught:
         fit(unstable_gpt2(), TOKENS, SHORT, folder=checkpoint.parent)
     assert str(checkpoint) in str(caught.value)
+
+
+def test_a_checkpoint_of_the_version_before_is_read(checkpoint, short):
+    def as_before(arrays, history):  # what tinykron 0.1.0 wrote of the same run
+        gone = {key: history["settings"].pop(key) for key in ("split_batch",)} | {"scores": history.pop("scores")}
+        assert gone == {"split_batch": 1, "scores": []}
+        return {**history, "settings": history["settings"] | {"epoch": 0}, "interrupted": True}
+
+    rewrite(checkpoint, as_before)
+    model = unstable_gpt2()
+    assert fit(model, TOKENS, SHORT, folder=checkpoint.parent).steps == SHORT.steps
+    assert_same_bits(model, short)
+
+
+def test_a_fine_tuning_of_the_version_before_is_refused_by_name(checkpoint):
+    rewrite(checkpoint, lambda arrays, history: {**history, "settings": {"epochs": 3, "batch": 2}})
+    with pytest.raises(CheckpointError, match="tinykron 0.1.0 wrote it, whose fine-tuning kept other settings"):
+        fit(unstable_gpt2(), TOKENS, SHORT, folder=checkpoint.parent)
 
 
 def test_other_settings_are_listed_and_the_checkpoint_survives(checkpoint):

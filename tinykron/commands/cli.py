@@ -17,7 +17,7 @@ from tinykron.commands.evaluate import TASK_HELP, finetune_options
 from tinykron.commands.lesson import lesson, lesson_options
 from tinykron.commands.run import recipe_options
 from tinykron.commands.sort import sort_options
-from tinykron.errors import TinykronError
+from tinykron.errors import Interrupted, TinykronError
 from tinykron.threads import long_work
 
 EXAMPLES = """\
@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written: the message names the file
         print(f"tinykron: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ntinykron: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        known = isinstance(stopped, Interrupted)
+        print("interrupted; the same command continues" if known else "\ntinykron: interrupted", file=sys.stderr)
         return 130
 
 
@@ -261,9 +262,6 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = options.recipe or data.shipped_folder("weights") / "gpt2-tiny.toml"
     history = pretrain.train(recipe, options.out, options.data, options.seed)
-    if history.interrupted:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
     result = {"out": options.out, "steps": history.steps, "perplexity": history.perplexities[-1][1]}
     print(json.dumps(result) if options.json else f"{options.out}: held-out perplexity {result['perplexity']:.2f}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
@@ -137,9 +136,6 @@ def finetune(options: argparse.Namespace, folder: Path) -> int:
     found = finetune(
         folder, task, options.out, options.data, replace(settings, **given), options.lr or lrs, options.seeds
     )
-    if found is None:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
     if options.json:
         print(_json(asdict(found) | {"out": options.out}))
     else:
@@ -160,9 +156,6 @@ def _finetune_text(options: argparse.Namespace, folder: Path) -> int:
         given["lr"] = options.lr[0]
     settings = finetune_text.TextTuning(**given)
     found = finetune_text.finetune_text(folder, options.task, options.out, options.data, settings)
-    if found is None:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
     print(_json(asdict(found) | {"out": options.out}) if options.json else finetune_text.render(found))
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,5 @@ def _run(settings: Any, folder: Path, out: str, source: str | None, beside: list
     from tinykron.jobs import sort
 
     found = sort.sort(folder, out, settings, source, beside)
-    if found is None:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
     print(json.dumps(found.as_dict(), indent=2) if as_json else sort.render(found))
     return 0

@@ -46,8 +46,6 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         options.teacher,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    if found is None:
-        return 130
     print(json.dumps(found.as_dict(), indent=2) if options.json else sort_grid.render(found))
     return 0
 

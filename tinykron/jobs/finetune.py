@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isnan, sqrt
@@ -14,14 +13,15 @@ import numpy as np
 from tinykron import checkpoint, tasks
 from tinykron.checkpoint.hub import resolve
 from tinykron.data.batch import Batch
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import TinykronError
+from tinykron.jobs.making import making
 from tinykron.nn import Module
-from tinykron.support import files
 from tinykron.tasks.features import logits_of, predict
-from tinykron.tasks.metrics import mean_score
 from tinykron.tasks.registry import Task, TaskEvaluation
-from tinykron.tasks.tuning import FineTuning, Loss, Score, best_weights, fit
+from tinykron.tasks.tuning import FineTuning, Loss, fit
 from tinykron.tensor import Tensor
+from tinykron.train.resume import best_weights
+from tinykron.train.settings import Score, mean_score
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def finetune(
     settings: FineTuning | None = None,
     lrs: Sequence[float] = (),
     seeds: int = 1,
-) -> FineTuned | None:
+) -> FineTuned:
     """Fine-tune a checkpoint on a task, and save the best as a new one with a card.
 
     model   folder, cache path or cached hub id; a head that has the task's classes is kept, any other is drawn anew
@@ -110,59 +110,52 @@ def finetune(
     lrs     learning rates to try, in place of the settings' own
     seeds   how many to try with each, from the settings' seed on
     Of several learning rates the one with the best mean over its seeds is taken, and its best seed is saved. So the
-    score on the dev set, which chose it, flatters it. Progress is kept in the folder `<out>.training`: after a Ctrl-C,
-    which returns None, or a kill, the same call continues there. Raises TinykronError if `out` exists.
+    score on the dev set, which chose it, flatters it. Progress is kept in the folder `<out>.training`: after Ctrl-C,
+    which raises Interrupted, or a kill, the same call continues there. Raises TinykronError if `out` exists.
     """
     out, settings = Path(out), settings or FineTuning()
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
     if seeds < 1:
         raise TinykronError(f"seeds: found {seeds}, expected at least 1")
-    start = checkpoint.load(model)
-    settings = replace(settings, context=min(settings.context, start.context))
-    source = tasks.source_of(task, folder)
-    examples = task.read(source, "train").examples
-    dev = {name: task.read(source, name).examples for name in task.dev}
-    read = {name: task.features(start.tokenizer, found, settings.context) for name, found in dev.items()}
-    features = task.features(start.tokenizer, examples, settings.context)
-    loss = task_loss(task, task.class_weights(examples) if settings.class_weights else None)
+    with making(out) as work:
+        start = checkpoint.load(model)
+        settings = replace(settings, context=min(settings.context, start.context))
+        source = tasks.source_of(task, folder)
+        examples = task.read(source, "train").examples
+        dev = {name: task.read(source, name).examples for name in task.dev}
+        read = {name: task.features(start.tokenizer, found, settings.context) for name, found in dev.items()}
+        features = task.features(start.tokenizer, examples, settings.context)
+        loss = task_loss(task, task.class_weights(examples) if settings.class_weights else None)
 
-    def score(student: Module) -> Score:
-        logits = {name: predict(student, read[name]) for name in dev}
-        return {name: task.measure(found, read[name], logits[name]) for name, found in dev.items()}  # type: ignore
+        def score(student: Module) -> Score:
+            logits = {name: predict(student, read[name]) for name in dev}
+            return {name: task.measure(found, read[name], logits[name]) for name, found in dev.items()}  # type: ignore
 
-    progress = out.with_name(out.name + ".training")
-    runs: list[Run] = []
-    for lr in dict.fromkeys(lrs or (settings.lr,)):
-        for seed in range(settings.seed, settings.seed + seeds):
-            student = tasks.fitted(start, task, np.random.default_rng(seed))
-            name = _name(lr, seed)
-            history = fit(
-                student,
-                features,
-                replace(settings, lr=lr, seed=seed),
-                loss,
-                score,
-                inputs=checkpoint.digest(student).encode(),
-                folder=progress / name,
-                title=f"{task.name}, {name}",
-            )
-            if history.interrupted:
-                return None
-            best = history.best()
-            sets = history.scores[best][1]
-            runs.append(Run(lr, seed, len(history.scores), best + 1, mean_score(sets), sets))
-    chosen = _chosen(runs)
-    student = tasks.fitted(start, task, np.random.default_rng(chosen.seed))
-    student.load_state_dict(best_weights(progress / _name(chosen.lr, chosen.seed)))
-    result = progress / "result"  # becomes `out` when all is in it
-    shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
-    checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
-    saved = tasks.evaluate(checkpoint.load(result), task, folder, settings.context)  # rounded as it is
-    found = FineTuned(runs, chosen, saved)
-    files.write(result / "README.md", _card(out.name, Path(model).name, len(examples), settings, found))
-    files.finish(result, out, progress)
-    return found
+        runs: list[Run] = []
+        for lr in dict.fromkeys(lrs or (settings.lr,)):
+            for seed in range(settings.seed, settings.seed + seeds):
+                student = tasks.fitted(start, task, np.random.default_rng(seed))
+                name = _name(lr, seed)
+                history = fit(
+                    student,
+                    features,
+                    replace(settings, lr=lr, seed=seed),
+                    loss,
+                    score,
+                    inputs=checkpoint.digest(student).encode(),
+                    folder=work.progress / name,
+                    title=f"{task.name}, {name}",
+                )
+                best = history.best()
+                sets = history.scores[best][1]
+                runs.append(Run(lr, seed, len(history.scores), best + 1, mean_score(sets), sets))
+        chosen = _chosen(runs)
+        student = tasks.fitted(start, task, np.random.default_rng(chosen.seed))
+        student.load_state_dict(best_weights(work.progress / _name(chosen.lr, chosen.seed)))
+        kept = work.save(student, checkpoint.stored_dtype(resolve(model)))
+        saved = tasks.evaluate(kept, task, folder, settings.context)
+        found = FineTuned(runs, chosen, saved)
+        work.write("README.md", _card(out.name, Path(model).name, len(examples), settings, found))
+        return found
 
 
 def _name(lr: float, seed: int) -> str:

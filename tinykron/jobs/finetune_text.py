@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 from tinykron import checkpoint, data
 from tinykron.checkpoint.hub import resolve
 from tinykron.data.masking import Masking
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import TinykronError
+from tinykron.jobs.making import making
 from tinykron.measure.perplexity import held_out_perplexity
 from tinykron.models.checks import fills, writes
-from tinykron.support import files
 from tinykron.tasks import wikitext
 from tinykron.train.loop import fit
 from tinykron.train.settings import Settings
@@ -52,53 +51,46 @@ class TextTuned:
 
 def finetune_text(
     model: str | Path, task: str, out: str | Path, source: str | Path | None, settings: TextTuning
-) -> TextTuned | None:
+) -> TextTuned:
     """Fine-tune a GPT-2, LLaMA or BERT with its masked-LM head on a text, and save it with a card.
 
     task    "lm/text": `source` is a file or folder, by default the text that every Python carries, of which a
             twentieth is held out by name; "lm/wikitext": the folder of its files, held out is the set "valid"
-    Progress is kept in the folder `<out>.training`: after a Ctrl-C, which returns None, or a kill, the same call
+    Progress is kept in the folder `<out>.training`: after Ctrl-C, which raises Interrupted, or a kill, the same call
     continues there. Raises TinykronError, before any work, if `out` exists or the model predicts no tokens.
     """
     out = Path(out)
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
-    student = checkpoint.load(model)
-    if not writes(student) and not fills(student):
-        raise TinykronError(f"{task}: this {type(student).__name__} has no head that predicts tokens")
-    if student.tokenizer is None:
-        raise TinykronError(f"{task}: the model has no tokenizer to read text with")
-    training, held_out = _documents(task, source)
-    tokens, held_out_tokens = (data.encode(student.tokenizer, part) for part in (training, held_out))
-    masking = None if writes(student) else Masking.of(student.tokenizer)
-    context = min(settings.context, student.context, len(tokens) - 1)
-    a_step = settings.batch * context * settings.accumulate
-    steps = max(1, round(settings.epochs * len(tokens) / a_step))
-    run = Settings(
-        steps=steps,
-        batch=settings.batch,
-        context=context,
-        accumulate=settings.accumulate,
-        lr=settings.lr,
-        warmup=steps // 10,
-        weight_decay=0.01,
-        seed=settings.seed,
-    )
-    before = held_out_perplexity(student, held_out_tokens, context, masking)
-    progress = out.with_name(out.name + ".training")
-    history = fit(student, tokens, run, masking=masking, folder=progress, title=f"{task}, {steps} steps")
-    if history.interrupted:
-        return None
-    result = progress / "result"  # becomes `out` when all is in it
-    shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
-    checkpoint.save(student, result, checkpoint.stored_dtype(resolve(model)))
-    after = held_out_perplexity(checkpoint.load(result), held_out_tokens, context, masking)  # rounded as it is
-    found = TextTuned(task, before, after, steps, len(tokens), len(held_out_tokens), context)
-    card = [f"# {out.name}", "", f"{Path(model).name}, fine-tuned by tinykron.", "", f"- settings: {settings}"]
-    card += [*(f"- {line}" for line in render(found).splitlines()), ""]
-    files.write(result / "README.md", "\n".join(card))
-    files.finish(result, out, progress)
-    return found
+    with making(out) as work:
+        student = checkpoint.load(model)
+        if not writes(student) and not fills(student):
+            raise TinykronError(f"{task}: this {type(student).__name__} has no head that predicts tokens")
+        if student.tokenizer is None:
+            raise TinykronError(f"{task}: the model has no tokenizer to read text with")
+        training, held_out = _documents(task, source)
+        tokens, held_out_tokens = (data.encode(student.tokenizer, part) for part in (training, held_out))
+        masking = None if writes(student) else Masking.of(student.tokenizer)
+        context = min(settings.context, student.context, len(tokens) - 1)
+        a_step = settings.batch * context * settings.accumulate
+        steps = max(1, round(settings.epochs * len(tokens) / a_step))
+        run = Settings(
+            steps=steps,
+            batch=settings.batch,
+            context=context,
+            accumulate=settings.accumulate,
+            lr=settings.lr,
+            warmup=steps // 10,
+            weight_decay=0.01,
+            seed=settings.seed,
+        )
+        before = held_out_perplexity(student, held_out_tokens, context, masking)
+        fit(student, tokens, run, masking=masking, folder=work.progress, title=f"{task}, {steps} steps")
+        saved = work.save(student, checkpoint.stored_dtype(resolve(model)))
+        after = held_out_perplexity(saved, held_out_tokens, context, masking)
+        found = TextTuned(task, before, after, steps, len(tokens), len(held_out_tokens), context)
+        card = [f"# {out.name}", "", f"{Path(model).name}, fine-tuned by tinykron.", "", f"- settings: {settings}"]
+        card += [*(f"- {line}" for line in render(found).splitlines()), ""]
+        work.write("README.md", "\n".join(card))
+        return found
 
 
 def _documents(task: str, source: str | Path | None) -> tuple[Sequence[data.Document], Sequence[data.Document]]:

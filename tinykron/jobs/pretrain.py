@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
-import shutil
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tinykron import checkpoint, data
+from tinykron import data
 from tinykron.data.masking import END, MASK, SPECIAL, START, Masking, train_wordpiece
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import TinykronError
+from tinykron.jobs.making import making
 from tinykron.measure.perplexity import masked_perplexity, perplexity
 from tinykron.models.bert import Bert, BertConfig
 from tinykron.models.checks import positive
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.models.llama import Llama, LlamaConfig
-from tinykron.support import files
 from tinykron.train.loop import fit
 from tinykron.train.settings import History, Settings
 
@@ -120,61 +119,64 @@ def train(
 
     source  text file or folder; None is the corpus that every Python carries
     seed    in place of the configuration's
-    Progress is kept in the folder `<out>.training`: after a Ctrl-C or a kill, the same call continues there.
+    Progress is kept in the folder `<out>.training`: after Ctrl-C, which raises Interrupted, or a kill, the
+    same call continues there.
     Raises TinykronError if `out` exists, before any work is done.
     """
     recipe, out = read_recipe(recipe_path), Path(out)
     if seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=seed))
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
-    training, held_out = data.split(data.documents(source))
-    kind = recipe.kind
-    tokenizer = (train_wordpiece if kind.masked else data.train_tokenizer)(training, recipe.vocab_size)
-    masking = Masking.of(tokenizer) if kind.masked else None
-    tokens, held_out_tokens = data.encode(tokenizer, training), data.encode(tokenizer, held_out)
-    special = {"vocab_size": tokenizer.get_vocab_size(), **_special_ids(tokenizer, masking)}
-    model = kind.model(kind.config.from_dict(recipe.model | special), np.random.default_rng(recipe.training.seed))
-    progress = out.with_name(out.name + ".training")
-    title = f"training {out.name} ({model.parameter_count():,} parameters)"
-    history = fit(
-        model, tokens, recipe.training, held_out=held_out_tokens, masking=masking, folder=progress, title=title
-    )
-    if history.interrupted:
-        return history
-    model.tokenizer = tokenizer
-    result = progress / "result"  # becomes `out` when all is in it
-    shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
-    checkpoint.save(model, result, dtype=recipe.dtype)
-    saved = checkpoint.load(result)  # what is reported is what was saved, rounded as it is
-    context = recipe.training.context
-    if masking:
-        value, what = masked_perplexity(saved, held_out_tokens, context, masking), f"of hidden tokens ({MASK})"
-    else:
-        value, what = perplexity(saved, held_out_tokens, context), "a token"
-    command = ["tinykron", "train", str(recipe_path), "--out", str(out), *(["--data", str(source)] if source else [])]
-    command += ["--seed", str(seed)] if seed is not None else []
-    embedded = f"`pydoc_data.topics` and the docstrings of the standard library, Python {platform.python_version()}"
-    card = [
-        f"# {out.name}",
-        "",
-        f"A {kind.model.__name__} of {saved.parameter_count():,} parameters ({recipe.dtype}), made by tinykron."
-        + (f" It {WORK[kind.masked]} Python's documentation; it knows nothing." if source is None else ""),
-        "",
-        f"- command: `{shlex.join(command)}`",
-        f"- corpus: {source or embedded}; {len(training)} documents ({len(tokens):,} tokens) for training, "
-        f"{len(held_out)} ({len(held_out_tokens):,} tokens) held out by name",
-        f"- training: {history.steps:,} steps of {recipe.training.tokens_per_step:,} tokens, "
-        f"{history.steps * recipe.training.tokens_per_step / len(tokens):.1f} passes over the corpus",
-        f"- held-out perplexity: {value:.2f} {what}, of the saved weights, in windows of {context}",
-        "",
-        "| file | bytes | sha256 |",
-        "|---|---|---|",
-        *(f"| {path.name} | {path.stat().st_size:,} | `{_sha256(path)}` |" for path in sorted(result.iterdir())),
-        "",
-    ]
-    files.write(result / "README.md", "\n".join(card))
-    files.finish(result, out, progress)
+    with making(out) as work:
+        training, held_out = data.split(data.documents(source))
+        kind = recipe.kind
+        tokenizer = (train_wordpiece if kind.masked else data.train_tokenizer)(training, recipe.vocab_size)
+        masking = Masking.of(tokenizer) if kind.masked else None
+        tokens, held_out_tokens = data.encode(tokenizer, training), data.encode(tokenizer, held_out)
+        special = {"vocab_size": tokenizer.get_vocab_size(), **_special_ids(tokenizer, masking)}
+        model = kind.model(kind.config.from_dict(recipe.model | special), np.random.default_rng(recipe.training.seed))
+        title = f"training {out.name} ({model.parameter_count():,} parameters)"
+        history = fit(
+            model, tokens, recipe.training, held_out=held_out_tokens, masking=masking, folder=work.progress, title=title
+        )
+        model.tokenizer = tokenizer
+        saved = work.save(model, recipe.dtype)
+        context = recipe.training.context
+        if masking:
+            value, what = masked_perplexity(saved, held_out_tokens, context, masking), f"of hidden tokens ({MASK})"
+        else:
+            value, what = perplexity(saved, held_out_tokens, context), "a token"
+        command = [
+            "tinykron",
+            "train",
+            str(recipe_path),
+            "--out",
+            str(out),
+            *(["--data", str(source)] if source else []),
+        ]
+        command += ["--seed", str(seed)] if seed is not None else []
+        embedded = f"`pydoc_data.topics` and the docstrings of the standard library, Python {platform.python_version()}"
+        card = [
+            f"# {out.name}",
+            "",
+            f"A {kind.model.__name__} of {saved.parameter_count():,} parameters ({recipe.dtype}), made by tinykron."
+            + (f" It {WORK[kind.masked]} Python's documentation; it knows nothing." if source is None else ""),
+            "",
+            f"- command: `{shlex.join(command)}`",
+            f"- corpus: {source or embedded}; {len(training)} documents ({len(tokens):,} tokens) for training, "
+            f"{len(held_out)} ({len(held_out_tokens):,} tokens) held out by name",
+            f"- training: {history.steps:,} steps of {recipe.training.tokens_per_step:,} tokens, "
+            f"{history.steps * recipe.training.tokens_per_step / len(tokens):.1f} passes over the corpus",
+            f"- held-out perplexity: {value:.2f} {what}, of the saved weights, in windows of {context}",
+            "",
+            "| file | bytes | sha256 |",
+            "|---|---|---|",
+            *(
+                f"| {path.name} | {path.stat().st_size:,} | `{_sha256(path)}` |"
+                for path in sorted(work.result.iterdir())
+            ),
+            "",
+        ]
+        work.write("README.md", "\n".join(card))
     return history
 
 

@@ -187,7 +187,7 @@ def plot(report: Report, path: str | Path) -> None:
     left, right = figure.subplots(1, 2)
     colours = {row.name: f"C{number}" for number, row in enumerate(report.models)}
     for name, history in report.courses.items():
-        if not isinstance(history.settings, Settings):
+        if history.scores:
             continue  # on a task, whose steps are no tokens of the text: in losses.png
         course = [terms["cross_entropy"] for terms in history.terms if "cross_entropy" in terms]
         course = course or [sum(terms.values()) for terms in history.terms]

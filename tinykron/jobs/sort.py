@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,11 +18,11 @@ from tinykron.errors import CheckpointError, TinykronError
 from tinykron.exits import analysis
 from tinykron.exits.losses import Batch, SortedLoss, depth_weights, equal_weights
 from tinykron.jobs import recipes
+from tinykron.jobs.making import making
 from tinykron.jobs.sort_data import CONTEXTS, KINDS, Material, read
 from tinykron.measure.perplexity import bounded_exp
 from tinykron.models.checks import trained_exits
 from tinykron.models.exit_parts import add_parts
-from tinykron.support import files
 from tinykron.tasks.closed_book import exact_matches
 from tinykron.train.batches import digest_model
 from tinykron.train.loop import fit
@@ -172,14 +171,12 @@ class Run:
         return digest_model(self.start)
 
     def train(self, model: Any, loss: SortedLoss, name: str) -> None:
-        """Train a model in place; a training that was stopped goes on. A Ctrl-C raises KeyboardInterrupt in its end."""
+        """Train a model in place; a training that was stopped goes on. Ctrl-C raises Interrupted in its end."""
         loss.origin = self.origin
-        history = fit(
+        fit(
             model, self.material.training, self.settings.training, distillation=loss, masking=self.material.masking,
             folder=self.folder / name, title=name,
         )  # fmt: skip
-        if history.interrupted:
-            raise KeyboardInterrupt
 
     def sorted(self) -> Models:
         """Train all exits of one model together."""
@@ -252,7 +249,7 @@ def sort(
     settings: Sorting,
     source: str | Path | None = None,
     beside: Sequence[str] = (),
-) -> Sorted | None:
+) -> Sorted:
     """Fine-tune the exits of a checkpoint and save the result as a new one with a card.
 
     model   folder, cache path or cached hub id: any decoder, or a BERT with its masked-token head
@@ -260,44 +257,38 @@ def sort(
             what it read; of "extracted", one folder for each exit
     source  text file or folder, or a file of examples, as the settings' kind says; None: what every Python carries
     beside  further methods to train for as long on the same batches, and to measure beside it; they are not saved
-    Progress is kept in the folder `<out>.training`: after a Ctrl-C, which returns None, or a kill, the same call
-    continues there. Raises TinykronError, before any training, if `out` exists or something does not fit.
+    Progress is kept in the folder `<out>.training`: after Ctrl-C, which raises Interrupted, or a kill, the same
+    call continues there. Raises TinykronError, before any training, if `out` exists or something does not fit.
     """
     out, folder = Path(out), resolve(model)
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
-    start = checkpoint.load(folder)
-    settings = _fitting(start, settings, beside)
-    if start.tokenizer is None:
-        raise CheckpointError(f"{folder}: expected a tokenizer.json, to read text with")
-    material = read(start, source, settings.context, settings.kind)
-    run = Run(start, material, settings, out.with_name(out.name + ".training"))
-    losses: dict[str, dict[int, float]] = {}
-    right: dict[str, dict[int, float]] = {}
+    with making(out) as work:
+        start = checkpoint.load(folder)
+        settings = _fitting(start, settings, beside)
+        if start.tokenizer is None:
+            raise CheckpointError(f"{folder}: expected a tokenizer.json, to read text with")
+        material = read(start, source, settings.context, settings.kind)
+        run = Run(start, material, settings, work.progress)
+        losses: dict[str, dict[int, float]] = {}
+        right: dict[str, dict[int, float]] = {}
 
-    def measure(name: str, models: Models) -> None:
-        losses[name] = losses_by_exit(models, material.held_out, f"measuring {name}")
-        if material.questions:
-            right[name] = right_by_exit(models, material.questions, f"{name} answers")
+        def measure(name: str, models: Models) -> None:
+            losses[name] = losses_by_exit(models, material.held_out, f"measuring {name}")
+            if material.questions:
+                right[name] = right_by_exit(models, material.questions, f"{name} answers")
 
-    measure("before", dict.fromkeys(settings.exits, start))
-    dtype, result = checkpoint.stored_dtype(folder), run.folder / "result"
-    for name in dict.fromkeys((settings.method, *beside)):
-        try:
+        measure("before", dict.fromkeys(settings.exits, start))
+        dtype = checkpoint.stored_dtype(folder)
+        for name in dict.fromkeys((settings.method, *beside)):
             models = getattr(run, name)()
-        except KeyboardInterrupt:  # a training has kept its progress
-            return None
-        if name == settings.method:
-            shutil.rmtree(result, ignore_errors=True)  # a kill may have left one
-            models = _save(models, result, dtype)  # rounded as they are saved
-            if hasattr(start, "cache") and name != "extracted":
-                shortlist.write(shortlist.frequent(material.tokens), result)
-        measure(name, models)
-    counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
-    found = Sorted(str(out), settings, material.said, counted, losses, right)
-    files.write(result / "README.md", _card(out.name, folder.name, found))
-    files.finish(result, out, run.folder)
-    return found
+            if name == settings.method:
+                models = _save(models, work.clear(), dtype)  # rounded as they are saved
+                if hasattr(start, "cache") and name != "extracted":
+                    shortlist.write(shortlist.frequent(material.tokens), work.result)
+            measure(name, models)
+        counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
+        found = Sorted(str(out), settings, material.said, counted, losses, right)
+        work.write("README.md", _card(out.name, folder.name, found))
+        return found
 
 
 def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:

@@ -7,7 +7,6 @@ costs and loses is measured, and saved beside the model.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from tinykron.errors import CheckpointError, TinykronError
 from tinykron.exits.grid import GridLoss, Point, grid_weights, points, rising
 from tinykron.exits.pareto import Front, Measured, alone, elastic_front, markdown, plot, write
 from tinykron.exits.pareto import render as front_table
+from tinykron.jobs.making import making
 from tinykron.kron.nested import kron_layers
 from tinykron.kron.product import multiplications_of
 from tinykron.kron.restructure import dense_shapes
 from tinykron.models.checks import check_exits
 from tinykron.nn import Linear
-from tinykron.support import files
 from tinykron.train.loop import fit
 from tinykron.train.settings import Settings
 
@@ -123,7 +122,7 @@ def train_grid(
     source: str | Path | None = None,
     teacher: str | Path | None = None,
     say: Callable[[str], None] = print,
-) -> Trained | None:
+) -> Trained:
     """Train every point of a grid of exits and numbers of terms, and measure them before and after.
 
     model    folder of a checkpoint with Kronecker sums, such as `tinykron compress` makes; the matrices of a dense one
@@ -132,51 +131,45 @@ def train_grid(
     source   text file or folder; by default the text that every Python carries. A part is held out to measure
     teacher  folder of a model of the same vocabulary that all points follow; by default the dense model, or without one
              the model itself with all its blocks and terms
-    Returns None after Ctrl-C in training; the same call then continues from the folder `<out>.partial`.
+    After Ctrl-C in training, which raises Interrupted, the same call continues from the folder `<out>.partial`.
     Raises TinykronError, before any work, if `out` exists or the inputs do not fit.
     """
     out = Path(out)
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
-    folder, partial = Path(model), out.with_name(f"{out.name}.partial")
-    dtype = checkpoint.stored_dtype(folder)
-    student = checkpoint.load(folder)
-    if student.tokenizer is None:
-        raise CheckpointError(f"{folder}: expected a tokenizer.json, to read the text with")
-    check_exits(None, settings.exits, len(student.blocks))
-    follow = None if teacher is None else checkpoint.load(teacher)
-    training, held_out = data.split(data.documents(source))
-    tokens = data.encode(student.tokenizer, training)
-    dense = None
-    if not kron_layers(student):
-        dense, follow = student, follow or student
-        student = factorised(dense, settings, training, say)
-    grid = points(student, settings.exits, settings.ranks, settings.widths)
-    axes = zip(Point._fields, zip(*grid, strict=True), strict=True)
-    say(f"{len(grid)} points: " + ", ".join(f"{name} {_listed(values)}" for name, values in axes))
-    size = VALUE_BYTES[dtype]
-    beside = None if dense is None else alone(dense, held_out, size)
-    before = elastic_front(student, held_out, grid, size, title="measuring the grid before")
-    objective = GridLoss(student, grid_weights(grid, settings.full), settings.distil, min(1, settings.draws), follow)
-    masking = None if hasattr(student, "cache") else Masking.of(student.tokenizer)
-    history = fit(
-        student, tokens, settings.settings(student.context), distillation=objective, masking=masking,
-        folder=partial / "training", title="training the grid",
-    )  # fmt: skip
-    if history.interrupted:
-        say(f"interrupted; the same command continues from {partial}")
-        return None
-    student.exits = tuple(sorted({point.exit for point in grid}))
-    made = partial / "model"
-    shutil.rmtree(made, ignore_errors=True)
-    checkpoint.save(student, made, dtype=dtype)
-    after = elastic_front(checkpoint.load(made), held_out, grid, size, title="measuring the grid after")
-    found = Trained(str(out), settings, before, after, beside)
-    write(after, made)
-    files.write(made / "elastic.md", report(found, folder, source))
-    plot(after, made / "elastic.png", beside)
-    files.finish(made, out, partial)
-    return found
+    folder = Path(model)
+    with making(out, ".partial") as work:
+        dtype = checkpoint.stored_dtype(folder)
+        student = checkpoint.load(folder)
+        if student.tokenizer is None:
+            raise CheckpointError(f"{folder}: expected a tokenizer.json, to read the text with")
+        check_exits(None, settings.exits, len(student.blocks))
+        follow = None if teacher is None else checkpoint.load(teacher)
+        training, held_out = data.split(data.documents(source))
+        tokens = data.encode(student.tokenizer, training)
+        dense = None
+        if not kron_layers(student):
+            dense, follow = student, follow or student
+            student = factorised(dense, settings, training, say)
+        grid = points(student, settings.exits, settings.ranks, settings.widths)
+        axes = zip(Point._fields, zip(*grid, strict=True), strict=True)
+        say(f"{len(grid)} points: " + ", ".join(f"{name} {_listed(values)}" for name, values in axes))
+        size = VALUE_BYTES[dtype]
+        beside = None if dense is None else alone(dense, held_out, size)
+        before = elastic_front(student, held_out, grid, size, title="measuring the grid before")
+        objective = GridLoss(
+            student, grid_weights(grid, settings.full), settings.distil, min(1, settings.draws), follow
+        )
+        masking = None if hasattr(student, "cache") else Masking.of(student.tokenizer)
+        fit(
+            student, tokens, settings.settings(student.context), distillation=objective, masking=masking,
+            folder=work.progress / "training", title="training the grid",
+        )  # fmt: skip
+        student.exits = tuple(sorted({point.exit for point in grid}))
+        after = elastic_front(work.save(student, dtype), held_out, grid, size, title="measuring the grid after")
+        found = Trained(str(out), settings, before, after, beside)
+        write(after, work.result)
+        work.write("elastic.md", report(found, folder, source))
+        plot(after, work.result / "elastic.png", beside)
+        return found
 
 
 def factorised(

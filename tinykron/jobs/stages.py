@@ -24,6 +24,7 @@ from tinykron.data.masking import Masking
 from tinykron.distill.objective import Distillation, layer_map
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.jobs.finetune import finetune
+from tinykron.jobs.making import refuse
 from tinykron.jobs.measurement import Measurement, measure, prompt_text
 from tinykron.jobs.recipes import Recipe
 from tinykron.jobs.report import Report, write
@@ -33,10 +34,10 @@ from tinykron.models.bert import Bert
 from tinykron.models.gpt2 import GPT2
 from tinykron.nn import Linear, Module
 from tinykron.tasks.features import predict
-from tinykron.tasks.tuning import FineTuning, Score, TaskHistory
+from tinykron.tasks.tuning import FineTuning
 from tinykron.tasks.tuning import fit as fit_task
 from tinykron.train.loop import fit
-from tinykron.train.settings import History, Settings
+from tinykron.train.settings import History, Score, Settings
 
 PROMPT_TOKENS = 12  # of held-out text, which every model of a report continues
 RUN = "run.json"  # in the folder of a run that goes on: what it is a run of
@@ -68,12 +69,11 @@ def run(recipe: Recipe, out: str | Path, inputs: Inputs | None = None) -> Report
     """Run a recipe, and leave the folder `out`: report.md, report.json, plots, and each model in a folder of its own.
 
     Models: `factorised`, `distilled`, the baselines by their names, and each of them, and the teacher, ` tuned`.
-    After Ctrl-C, which is a KeyboardInterrupt, and after a kill, the same call continues from the folder
+    After Ctrl-C, which raises Interrupted, and after a kill, the same call continues from the folder
     `<out>.partial`. Raises TinykronError, before any work, if `out` exists or the inputs do not fit.
     """
     inputs, out = inputs or Inputs(), Path(out)
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another --out, or remove it")
+    refuse(out)
     folder = hub.resolve(inputs.model) if inputs.model is not None else data.weights_folder(recipe.model)
     say(f"loading the teacher from {folder}")
     teacher = checkpoint.load(folder)
@@ -254,8 +254,6 @@ class Run:
             folder=self.partial / f"{name}.training",
             title=f"distilling {name}",
         )
-        if history.interrupted:
-            raise KeyboardInterrupt
         self._save(student, name)
         return history
 
@@ -273,10 +271,9 @@ class Run:
         if place.exists():
             return
         tuning = self._fine_tuning(settings.teacher_lr)
-        if finetune(self.folder, self.task, place, self.inputs.task_folder, tuning) is None:
-            raise KeyboardInterrupt
+        finetune(self.folder, self.task, place, self.inputs.task_folder, tuning)
 
-    def tuned(self, name: str) -> TaskHistory:
+    def tuned(self, name: str) -> History:
         """Fine-tune a student beside the fine-tuned teacher, whose head it takes over. KroneckerBERT, section 3.7."""
         settings, task = self.recipe.finetune, self.task
         assert settings is not None and task is not None
@@ -304,8 +301,6 @@ class Run:
             folder=self.partial / f"{name}{TUNED}.training",
             title=f"{task.name}, {name}",
         )
-        if history.interrupted:
-            raise KeyboardInterrupt
         self._save(student, name + TUNED)
         return history
 

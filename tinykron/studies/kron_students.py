@@ -29,11 +29,10 @@ from tinykron.measure.perplexity import held_out_perplexity
 from tinykron.nn import Module
 from tinykron.studies.claims import Values, agree, throughout
 from tinykron.tasks.features import predict
-from tinykron.tasks.metrics import mean_score
-from tinykron.tasks.tuning import FineTuning, Score
+from tinykron.tasks.tuning import FineTuning
 from tinykron.tasks.tuning import fit as fit_task
 from tinykron.train.loop import fit
-from tinykron.train.settings import Settings
+from tinykron.train.settings import Score, Settings, mean_score
 
 COURSES = "courses.jsonl"
 LABELS = Losses(0.0, 0.0, 0.0, 1.0)  # the text, or the labels, alone: no distillation
@@ -99,12 +98,10 @@ class Study:
             steps, scale.batch, scale.context, lr=scale.lr, warmup=steps // 10, weight_decay=0.0, seed=seed,
             checkpoint_every=10**6, measure_every=0,
         )  # fmt: skip
-        history = fit(
+        fit(
             model, self.tokens, settings, losses=student.losses, masking=self.masking,
             teacher=self.teacher if student.losses.needs_teacher else None, title=f"{student.name}, seed {seed}",
         )  # fmt: skip
-        if history.interrupted:
-            raise KeyboardInterrupt
         return model.eval()
 
     def kept(self, student: Student, seed: int, steps: int) -> Any:
@@ -188,9 +185,7 @@ class Study:
             epochs, scale.task_batch, min(self.task.context, model.context), lr=scale.task_lr, seed=seed
         )
         examples = [train[index] for index in chosen]
-        history = fit_task(model, examples, settings, loss, self._scores, title=f"{name}, seed {seed}")
-        if history.interrupted:
-            raise KeyboardInterrupt
+        fit_task(model, examples, settings, loss, self._scores, title=f"{name}, seed {seed}")
         return self._saved(model, self._path(name, seed))
 
     def _path(self, name: str, seed: int) -> Path:

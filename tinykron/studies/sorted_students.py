@@ -64,12 +64,10 @@ class Study:
         if path.exists():
             return checkpoint.load(path).eval()
         model = kron.cut(self.start, blocks or None)
-        history = fit(
+        fit(
             model, self.tokens, self.settings(seed, times), distillation=loss(model) if loss else None,
             folder=self.folder / f"{name}-seed{seed}-training", title=f"{name}, seed {seed}",
         )  # fmt: skip
-        if history.interrupted:
-            raise KeyboardInterrupt
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(model, path, dtype="float32")
         return checkpoint.load(path).eval()

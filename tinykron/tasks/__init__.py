@@ -1,6 +1,5 @@
 """Labelled tasks: their files, features, losses and metrics."""
 
-from tinykron.tasks.metrics import mean_score
 from tinykron.tasks.registry import (
     TASKS,
     Task,
@@ -14,6 +13,7 @@ from tinykron.tasks.registry import (
     render,
     source_of,
 )
+from tinykron.train.settings import mean_score
 
 __all__ = [
     "TASKS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping
 from math import nan, sqrt
 
 import numpy as np
@@ -98,9 +97,3 @@ def token_f1(answer: str, gold: str) -> float:
         return float(ours == theirs)
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2.0 * shared / (len(ours) + len(theirs))
-
-
-def mean_score(sets: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the mean of all metrics; a correlation that is not defined makes it NaN."""
-    values = [value for found in sets.values() for value in found.values()]
-    return sum(values) / len(values) if values else nan

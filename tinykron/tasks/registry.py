@@ -17,8 +17,8 @@ from tinykron.models.gpt2 import GPT2, with_classifier
 from tinykron.tasks import glue, squad, standins
 from tinykron.tasks.features import predict
 from tinykron.tasks.glue import Glue, Source
-from tinykron.tasks.metrics import mean_score
 from tinykron.tasks.squad import Squad
+from tinykron.train.settings import mean_score
 
 Task = Glue | Squad
 TASKS: dict[str, Task] = {**standins.TASKS, **glue.TASKS, **squad.TASKS}

@@ -1,11 +1,11 @@
-"""The batches of a run, each drawn from (seed, step) alone, and what the teacher says of them."""
+"""The batches of a run: each is drawn from (seed, step) alone."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -14,54 +14,64 @@ from tinykron.backend import to_host
 from tinykron.data.batch import Batch
 from tinykron.data.instructions import Examples
 from tinykron.data.masking import Masking
+from tinykron.data.tokens import IGNORED
 from tinykron.distill.objective import Distillation
-from tinykron.distill.teacher_cache import TeacherCache
 from tinykron.errors import TinykronError
 from tinykron.nn import Module
 from tinykron.train.settings import Settings
 
 
+class Batches(Protocol):
+    """What a run reads: each step's batches, each with its share of the step's loss."""
+
+    @property
+    def unit(self) -> str:
+        """What progress counts, such as "tokens"."""
+
+    @property
+    def per_step(self) -> int:
+        """How many of them a step reads."""
+
+    def __call__(self, step: int) -> Iterator[tuple[Batch, float]]: ...
+
+    def digest(self) -> str:
+        """Return what differs wherever a run would go another way, beyond its settings and the model."""
+
+
 @dataclass(frozen=True)
 class Feed:
-    """The batches of a run, and what the teacher says of them. They depend on (seed, place in the epoch) alone."""
+    """Batches drawn from a stream of tokens, or from examples. They depend on (seed, step) alone."""
 
     distillation: Distillation
     tokens: np.ndarray | Examples
     settings: Settings
     masking: Masking | None = None
-    cache: TeacherCache | None = None
 
     def __post_init__(self) -> None:
         if self.pairs and self.masking is None:
             raise TinykronError("next_sentence: expected a masked language model, found no masking")
         if self.masking and isinstance(self.tokens, Examples):
             raise TinykronError("examples: are for causal models, found a masked language model")
-        if self.cache and self.distillation.losses.needs_teacher:
-            self.cache.open(self._origin(), self.epoch * self.settings.accumulate)
-
-    @property
-    def epoch(self) -> int:
-        """Steps after which the same batches come again."""
-        return self.settings.epoch or self.settings.steps
 
     @property
     def pairs(self) -> bool:
         return "next_sentence" in self.distillation.losses.terms
 
-    def weights(self, step: int) -> dict[str, float]:
-        """Return the weight of each term that counts in a step."""
-        return self.distillation.losses.at(self.progress(step))
+    @property
+    def unit(self) -> str:
+        return "examples" if isinstance(self.tokens, Examples) else "tokens"  # examples are of unequal length
 
-    def progress(self, step: int) -> float:
-        """Return the share of the run that is over before a step: 0 for the first, 1 for the last."""
-        return step / max(1, self.settings.steps - 1)
+    @property
+    def per_step(self) -> int:
+        settings = self.settings
+        return settings.batch * settings.accumulate if self.unit == "examples" else settings.tokens_per_step
 
-    def batches(self, step: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        """Yield each batch of a step, with what the teacher says of it."""
-        generator = np.random.default_rng((self.settings.seed, step % self.epoch))
-        for number in range(self.settings.accumulate):
-            batch = self._drawn(generator)
-            yield batch, self._known(batch, step, step % self.epoch * self.settings.accumulate + number)
+    def __call__(self, step: int) -> Iterator[tuple[Batch, float]]:
+        """Yield each batch of a step, cut into parts where the settings ask for it."""
+        settings, generator = self.settings, np.random.default_rng((self.settings.seed, step))
+        for _ in range(settings.accumulate):
+            for part, share in parts(self._drawn(generator), settings.split_batch):
+                yield part, share / settings.accumulate
 
     def _drawn(self, generator: np.random.Generator) -> Batch:
         if isinstance(self.tokens, Examples):
@@ -74,30 +84,24 @@ class Feed:
             return Batch(ids_BT, targets_BT, None, types_BT, other_B)
         return Batch(*self.masking.sample_batch(*drawn))
 
-    def _known(self, batch: Batch, step: int, number: int) -> dict[str, Any]:
-        ask, losses = self.distillation.ask, self.distillation.losses
-        if self.cache is None or not losses.needs_teacher:
-            return ask(batch, self.weights(step))
-        return self.cache.get(number, lambda: ask(batch, losses.terms), self.distillation.device)
-
-    def _origin(self) -> dict[str, str]:
-        """Return what the teacher's outputs depend on, by name."""
-        settings, distillation = self.settings, self.distillation
-        drawn = {name: getattr(settings, name) for name in ("batch", "context", "accumulate", "seed")}
-        return {
-            "teacher": digest_model(distillation.teacher),
-            "text": _digest_text(self.tokens, self.masking),
-            "batches": ", ".join(f"{name} {value}" for name, value in (drawn | {"epoch": self.epoch}).items()),
-            "losses": ", ".join(sorted(distillation.losses.terms)),
-            "layer map": str(list(distillation.layers)),
-        }
-
     def digest(self) -> str:
-        """Return what differs wherever a run would go another way, beyond its settings and its student."""
-        distillation = self.distillation
-        given = distillation.identity, self.cache and self.cache.dtype
-        text, teacher = _digest_text(self.tokens, self.masking), digest_model(distillation.teacher)
+        given = self.distillation.identity, None
+        text, teacher = _digest_text(self.tokens, self.masking), digest_model(self.distillation.teacher)
         return hashlib.blake2b(repr((given, text, teacher)).encode(), digest_size=16).hexdigest()
+
+
+def parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
+    """Yield a batch in at most `count` parts of whole rows, each with its share of what a mean over the batch counts.
+
+    A target of -100 counts nothing: a part's share is that of its targets that count.
+    """
+    if count == 1:
+        yield batch, 1.0
+        return
+    counting_B = (batch.targets != IGNORED).reshape(len(batch.targets), -1).sum(axis=1)
+    for rows in np.array_split(np.arange(len(batch.ids_BT)), min(count, len(batch.ids_BT))):
+        cut = [None if array is None else array[rows] for array in vars(batch).values()]
+        yield Batch(*cut), float(counting_B[rows].sum() / max(1, counting_B.sum()))  # type: ignore[arg-type]
 
 
 def digest_model(model: Module | None) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any
+from math import inf, isnan, nan
 
 from tinykron.errors import TinykronError
 from tinykron.optim import schedule
+from tinykron.support.numbers import real, whole
 
 LEAST = {  # of each setting that is a whole number
-    "steps": 1, "batch": 1, "context": 1, "accumulate": 1, "checkpoint_every": 1,
-    "warmup": 0, "seed": 0, "evaluate_every": 0, "measure_every": 0, "epoch": 0,
+    "steps": 1, "batch": 1, "context": 1, "accumulate": 1, "split_batch": 1,
+    "checkpoint_every": 1, "warmup": 0, "seed": 0, "evaluate_every": 0, "measure_every": 0,
 }  # fmt: skip
 
 
@@ -34,23 +35,18 @@ class Settings:
     checkpoint_every: int = 100
     evaluate_every: int = 0  # 0: only at the end
     measure_every: int = 50  # steps: each term's share of the gradient, where there are several; 0: never
-    epoch: int = 0  # steps after which the same batches come again; 0: never
+    split_batch: int = 1  # parts into which each batch is cut, one after the other in memory
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise TinykronError(
-                    f"training setting {name}: found {value!r}, expected a whole number from {least} on"
-                )
-        for name in ("lr", "floor", "weight_decay", "clip"):
-            value = getattr(self, name)
-            if not _number(value) or value < 0.0 or (name == "clip" and not value):
-                limit = "above 0" if name == "clip" else "from 0 on"
-                raise TinykronError(f"training setting {name}: found {value!r}, expected a number {limit}")
-        pair = self.betas if isinstance(self.betas, tuple) else ()
-        if len(pair) != 2 or not all(_number(beta) and 0.0 <= beta < 1.0 for beta in pair):
-            raise TinykronError(f"training setting betas: found {self.betas!r}, expected two numbers in [0, 1)")
+            whole(f"training setting {name}", getattr(self, name), least)
+        for name in ("lr", "floor", "weight_decay"):
+            real(f"training setting {name}", getattr(self, name), 0.0)
+        real("training setting clip", self.clip, above=0.0)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise TinykronError(f"training setting betas: found {self.betas!r}, expected two numbers")
+        for beta in self.betas:
+            real("training setting betas", beta, 0.0, below=1.0)
         schedule(self.schedule, self.steps, self.warmup, self.floor)  # refuses what it does not know
 
     @property
@@ -58,19 +54,29 @@ class Settings:
         return self.batch * self.context * self.accumulate
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+Score = dict[str, dict[str, float]]  # metrics of each dev set, by name
+
+
+def mean_score(sets: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the mean of all metrics; a correlation that is not defined makes it NaN."""
+    values = [value for found in sets.values() for value in found.values()]
+    return sum(values) / len(values) if values else nan
 
 
 @dataclass
 class History:
     """What a training went through."""
 
-    settings: Any  # Settings; of a labelled task, FineTuning
+    settings: Settings
     steps: int = 0  # done
     terms: list[dict[str, float]] = field(default_factory=list)  # of each step, before weighting
     gradient_norms: list[float] = field(default_factory=list)  # of each step, before clipping
     perplexities: list[tuple[int, float]] = field(default_factory=list)  # (steps done, held-out perplexity)
     term_norms: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (steps done, by term)
     inputs: str = ""  # fingerprint of the text, the teacher and the losses: a run continues on the same alone
-    interrupted: bool = False  # stopped by Ctrl-C; the checkpoint holds the last whole step
+    scores: list[tuple[int, Score]] = field(default_factory=list)  # (steps done, metrics of each dev set)
+
+    def best(self) -> int:
+        """Return which of the scores has the highest mean, the first of equals; -1 without one."""
+        values = [-inf if isnan(mean_score(score)) else mean_score(score) for _, score in self.scores]
+        return values.index(max(values)) if values else -1
