@@ -1,4 +1,4 @@
-"""Our side of `tinykron bench`, which is in tinykron/bench.py; engine_torch.py is the other side.
+"""Our side of `tinykron bench`, which is in tinykron/bench/engine.py; engine_torch.py is the other side.
 
 One JSON object a line comes on standard input; each gets one in answer. The first names the checkpoint folder and the
 device; the others name a kind of work, "forward", "decode", "train" or "load", and whether to "check" it, to "time"

@@ -1,4 +1,4 @@
-"""Our side of `tinykron bench kron`, which is in tinykron/bench_kron.py; kron_torch.py is the other side.
+"""Our side of `tinykron bench kron`, which is in tinykron/bench/kron.py; kron_torch.py is the other side.
 
 One JSON object a line comes on standard input; each gets one in answer. The first names the device; a "case" names
 sizes, rows and passes, and gets the ways to compute it; "check" leaves a way's results in a file, "time" times it.

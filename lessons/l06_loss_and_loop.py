@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     import tinykron as tk
     from tinykron import kit
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -378,7 +378,7 @@ def finish(result_1, result_2):
         text="""
         **Done.** The loss of every language model is the surprise at the right token, computed so that nothing
         overflows; training is a loop of four lines. The library's loop adds a better step (`tinykron/optim.py`), a
-        schedule and checkpoints (`tinykron/train.py`). Next: `tinykron lesson 7`.
+        schedule and checkpoints (`tinykron/train/loop.py`). Next: `tinykron lesson 7`.
         """,
     )
     lesson_done

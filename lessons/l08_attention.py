@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.data.shipped import weights_folder
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 

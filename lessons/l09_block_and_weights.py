@@ -15,7 +15,7 @@ with app.setup(hide_code=True):
     from tinykron.checkpoint.safetensors_file import contents
     from tinykron.data.shipped import weights_folder
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -489,7 +489,8 @@ def finish(result_1, result_2):
         result_2,
         text="""
         **Done.** A block adds twice; a file is names and arrays; only numbers tell a matrix from its transpose. Read
-        `Block` in `tinykron/models/transformer.py` and `_fill` in `tinykron/checkpoint.py`. Next: `tinykron lesson 10`.
+        `Block` in `tinykron/models/transformer.py` and `_fill` in `tinykron/checkpoint/folder.py`. Next:
+        `tinykron lesson 10`.
         """,
     )
     lesson_done

@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.data.shipped import weights_folder
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -434,8 +434,8 @@ def finish(result_1, result_2):
         result_2,
         text="""
         **Done.** What the mask hides cannot change the past, so keys and values are kept. `KVCache` in
-        `tinykron/models/transformer.py` is that memory, `tinykron/generate.py` the loop. You have a transformer; now it
-        gets small: `tinykron lesson 11`.
+        `tinykron/models/transformer.py` is that memory, `tinykron/decode/generate.py` the loop. You have a transformer;
+        now it gets small: `tinykron lesson 11`.
         """,
     )
     lesson_done

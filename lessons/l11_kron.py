@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.kron import Kron
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 

@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     from tinykron import kit, kron
     from tinykron.data.shipped import weights_folder
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -367,7 +367,7 @@ def finish(result_1, result_2):
         text="""
         **Done.** Rearrange, then SVD: the nearest sum of products, and low rank is one of its shapes. But is the plain
         norm the right ruler? A layer meets some inputs often, and most never: `tinykron lesson 15`. The library's own
-        way, by the eigenvectors of R Rᵀ, is `tinykron/kron/svd.py`.
+        way, by the eigenvectors of R Rᵀ, is `tinykron/kron/fitting/svd.py`.
         """,
     )
     lesson_done

@@ -14,7 +14,7 @@ with app.setup(hide_code=True):
     from tinykron.data.tokens import encode
     from tinykron.kron.fitting.als import alternate
 
-    LESSON = 2  # the version of this lesson
+    LESSON = 3  # the version of this lesson
     xp = kit.array_module()
 
 
@@ -356,8 +356,8 @@ def finish(result_1, result_2):
         text="""
         **Done.** Count errors where the data are, hold one factor, solve for the other. As $z$ is made of $x$ and $B$,
         $\\sum zz^\\top$ is made of $C$ and $B$, and $\\sum yz^\\top$ of $WC$ and $B$: the library keeps $C$, never the
-        inputs. Read `tinykron/kron/als.py`. On the command line it is `tinykron compress`. What the fit leaves out,
-        training against the teacher brings back in part: `tinykron lesson 16`.
+        inputs. Read `tinykron/kron/fitting/als.py`. On the command line it is `tinykron compress`. What the fit
+        leaves out, training against the teacher brings back in part: `tinykron lesson 16`.
         """,
     )
     lesson_done

@@ -18,7 +18,7 @@ with app.setup(hide_code=True):
     from tinykron.distill.losses import Losses
     from tinykron.measure.perplexity import perplexity
 
-    LESSON = 2
+    LESSON = 3
     xp = kit.array_module()
     PROMPT = "The with statement is used to wrap the execution of a block"
 
@@ -489,8 +489,8 @@ def finish(result_1, result_2):
         result_2,
         text="""
         **Done.** A student is pulled at its logits, its hidden states and its attention; each pull is a distance, and
-        each distance decides what the student may do otherwise. `tinykron/distances.py` has them all, with their
-        backwards. Next: `tinykron lesson 17`.
+        each distance decides what the student may do otherwise. `tinykron/distill/distances.py` has them all, with
+        their backwards. Next: `tinykron lesson 17`.
         """,
     )
     lesson_done

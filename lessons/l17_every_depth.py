@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     from tinykron import kit
     from tinykron.exits import analysis
 
-    LESSON = 2
+    LESSON = 3
     xp = kit.array_module()
     EXITS = (2, 4, 6, 8)
 

@@ -17,7 +17,7 @@ with app.setup(hide_code=True):
     from tinykron.decode.speculate import acceptance, residual
     from tinykron.exits import analysis
 
-    LESSON = 2
+    LESSON = 3
     EXITS = (2, 4, 6, 8)
     PROMPT = "The import statement"
     LENGTH = 6 if kit.fast() else 24
@@ -493,8 +493,8 @@ def step_4(step_3_done):
     ## 4. Nothing changed
 
     `tk.generate(model, ids, draft=n)` is the real thing: a shared cache, checks that run the upper blocks only, your
-    two rules in `tinykron/speculate.py`. Choose a draft, good or bad. It decides how fast the text comes, never what it
-    says.
+    two rules in `tinykron/decode/speculate.py`. Choose a draft, good or bad. It decides how fast the text comes, never
+    what it says.
 
     One thing can: a pass of five tokens may round otherwise in the last bit than a pass of one, and two tokens may be
     as close as that. Where even this must not be, `tk.bit_exact(model)` computes every token alike.

@@ -17,7 +17,7 @@ with app.setup(hide_code=True):
     from tinykron.exits import analysis
     from tinykron.kron import nested
 
-    LESSON = 2
+    LESSON = 3
     EXITS = (2, 4, 6, 8)
     TERMS = (1, 2, 4, 8)
     POINTS = [(exit, terms) for exit in EXITS for terms in TERMS]

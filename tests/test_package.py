@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import io
 import json
+import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+import tinykron
+from tinykron.commands.cli import main
+from tinykron.support import renamed
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tinykron"
@@ -29,8 +37,18 @@ NEVER = {  # by folder, what no path of imports from it may reach
     "decode": ("kron.fitting", "kron.planning", "distill"),
     "models": ("kron.fitting", "kron.planning", "distill"),
 }
+AFTERNOON = """
+errors backend tensor shapes ops fused attention nn kron.algebra kron.product kron.linear models.transformer models.gpt2
+decode.generate train.loop
+""".split()
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 ENGINE = "errors backend threads tensor shapes ops fused attention gradcheck nn optim".split()
 EXCEPTIONS = {("tensor", "ops"), ("tensor", "shapes")}  # at its end: the operators of a Tensor are ops
+BUDGETS = {  # lines of code, as `code_lines` counts them
+    "the engine": (ENGINE, 1800),
+    "the path of an afternoon": (AFTERNOON, 3000),
+    "the package": (list(MODULES), 17900),  # to come down to 15,000
+}
 
 
 def imports(path: Path, top: bool = False) -> Iterator[str]:
@@ -69,12 +87,14 @@ def arrows_up(module: str, imported: Iterable[str]) -> list[str]:
     own = {found for name in imported if (found := own_module(name))}
     away = (name for name in own if name.split(".")[0] != module.split(".")[0] or "." not in name)
     if "." in module or module in ENGINE:
-        return sorted(name for name in away if name == "__init__" or not _below(name, module))
+        return sorted(name for name in away if not _below(name, module))
     return []  # __init__ and __main__: the face of the whole, and the command line
 
 
 def _below(name: str, module: str) -> bool:
-    """Whether a file of another folder stands below `module`; in the engine, before it."""
+    """Whether a file of another folder stands below `module`; in the engine, before it. On top are the commands."""
+    if name == "__init__":
+        return module.startswith("commands.")
     if "." not in name and "." not in module:
         return ENGINE.index(name) < ENGINE.index(module) or (module, name) in EXCEPTIONS
     return layer(name) < layer(module)
@@ -124,6 +144,88 @@ def test_only_the_backend_knows_cupy_and_nothing_knows_torch(module):
 
 def test_the_backend_is_where_cupy_is_found():
     assert "cupy" in set(imports(MODULES["backend"]))  # else the rule above is looking in the wrong way
+
+
+def code_lines(text: str) -> int:
+    """Count the lines of code of a file: docstrings, comments and blank lines are none."""
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if ast.get_docstring(node) is not None else None
+            prose.update(range(first.lineno, first.end_lineno + 1) if first else ())
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    code = {line for one in tokens if one.type not in NO_CODE for line in range(one.start[0], one.end[0] + 1)}
+    return len(code - prose)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_code_keeps_to_its_budget(budget):
+    names, most = BUDGETS[budget]
+    found = {name: code_lines(MODULES[name].read_text(encoding="utf-8")) for name in names}
+    assert sum(found.values()) <= most, f"{sum(found.values())} lines of code, expected at most {most}: {found}"
+
+
+def test_docstrings_comments_and_blank_lines_are_no_code():
+    prose = '"""Two\n\nlines."""\n# a comment\n\n'
+    assert code_lines(prose) == 0
+    assert code_lines(prose + 'x = """text\nin two lines"""  # is code\n\n\ndef f():\n    "None."\n    return x\n') == 4
+
+
+@pytest.mark.parametrize("face", [name for name in MODULES if name.endswith(".__init__")])
+def test_a_face_lists_what_it_has(face):
+    module = importlib.import_module(f"tinykron.{face.removesuffix('.__init__')}")
+    if face == "kit.__init__":
+        pytest.importorskip("marimo", reason="the extra `lessons` is not installed")
+    assert module.__doc__ and list(module.__all__) == sorted(module.__all__)
+    for name in module.__all__:
+        assert hasattr(module, name) or importlib.import_module(f"{module.__name__}.{name}")
+
+
+def test_the_version_is_said_once(capsys):
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" in content["project"]["dynamic"]
+    assert content["tool"]["hatch"]["version"] == {"path": "tinykron/__init__.py"}
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tinykron {tinykron.__version__}\n"
+    assert f"\n## {tinykron.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("old", renamed.MODULES)
+def test_a_file_that_moved_is_found_and_said_to_have_moved(old):
+    new = f"tinykron.{renamed.MODULES[old]}"
+    with pytest.warns(DeprecationWarning, match=f"tinykron.{old} is called {new} now") as caught:
+        assert getattr(tinykron, old) is importlib.import_module(new)
+    assert caught[0].filename == __file__
+
+
+def test_a_name_that_never_was_is_no_attribute():
+    with pytest.raises(AttributeError, match="'tinykron' has no attribute 'nothing'"):
+        _ = tinykron.nothing
+
+
+NAMED = re.compile(r"(?<![\w/.])(?:tinykron|tests|lessons|benchmarks|docs|recipes)/[\w/.-]+\.(?:py|md|png|toml)\b")
+PLACEHOLDER = re.compile(r"NN|NAME|/name\.py")
+
+
+def missing_files(text: str) -> list[str]:
+    """Return the files of the repository that a text names with their folder, and that are not there."""
+    return [name for name in NAMED.findall(text) if not PLACEHOLDER.search(name) and not (ROOT / name).exists()]
+
+
+def test_files_that_prose_names_exist():
+    prose = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*"), *ROOT.glob("benchmarks/*")]
+    prose += [*MODULES.values(), *(path for path in ROOT.glob("tests/**/*.py") if path != Path(__file__))]
+    texts = {path: path.read_text(encoding="utf-8") for path in prose if path.suffix in (".md", ".py")}
+    assert {path.name: missing for path, text in texts.items() if (missing := missing_files(text))} == {}
+
+
+def test_a_file_that_is_not_there_is_seen():
+    assert missing_files("see tinykron/tensor.py and tinykron/exits.py") == ["tinykron/exits.py"]
 
 
 def test_import_is_light():

@@ -4,6 +4,8 @@ What lies flat in this folder is the engine. Read it in this order: errors, back
 fused, attention, gradcheck, nn, optim. Every other subject has a folder of its own, whose first line says what it is.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from tinykron import data as data
 from tinykron import distill as distill
 from tinykron import exits as exits
@@ -24,3 +26,14 @@ from tinykron.errors import TinykronError as TinykronError
 from tinykron.tensor import Tensor as Tensor
 from tinykron.tensor import detect_anomaly as detect_anomaly
 from tinykron.tensor import no_grad as no_grad
+
+__version__ = "0.1.0"
+
+
+if not TYPE_CHECKING:  # a type checker is told of no old name
+
+    def __getattr__(name: str) -> Any:
+        """Find a file that lay flat in the version before, with a warning that says where it is now."""
+        from tinykron.support import renamed
+
+        return renamed.module(name)

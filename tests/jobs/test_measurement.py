@@ -7,7 +7,6 @@ import numpy as np
 from tests.tiny_tasks import tiny_bert
 from tests.tiny_training import TOKENS, tiny_gpt2
 from tinykron.jobs.measurement import prompt_text, speeds
-from tinykron.models.checks import fills, writes
 from tinykron.models.gpt2 import with_classifier
 
 
@@ -25,8 +24,8 @@ def test_only_what_writes_is_timed_writing():
     models = {"classifier": with_classifier(tiny_gpt2(layers=1), 2), "bert": tiny_bert(), "gpt2": tiny_gpt2(layers=1)}
     reading, writing = speeds(models, TOKENS, [1, 2], rounds=1)
     assert reading.keys() == models.keys() and writing.keys() == {"gpt2"}
-    assert [writes(model) for model in models.values()] == [False, False, True]
-    assert [fills(model) for model in models.values()] == [False, True, False]
+    assert [model.writes for model in models.values()] == [False, False, True]
+    assert [model.fills for model in models.values()] == [False, True, False]
 
 
 def test_a_masked_models_prompt_has_gaps():

@@ -106,7 +106,7 @@ def bench_exits(
 
     at_least_one(prompts=prompts, threads=threads, repeats=repeats)
     model = checkpoint.load(folder)
-    if not hasattr(model, "cache"):
+    if not model.causal:
         raise TinykronError(f"bench: a {type(model).__name__} is no causal language model")
     trained = [exit for exit in model.exits if exit < len(model.blocks)]
     depths = _exits(len(model.blocks), trained if exits is None else exits)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tinykron import __version__
 from tinykron.backend import current_device, device
 from tinykron.commands import generate as commands_generate
 from tinykron.commands import sort_grid
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"tinykron {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -26,7 +26,10 @@ def finetune_options(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("--lr", type=float, nargs="+", metavar="LR", help="learning rates to try, in place of a preset's")
     tune.add_argument("--epochs", type=int, metavar="N", help="at most; the best one is kept")
     tune.add_argument("--batch", type=int, metavar="N", help="examples of a step")
-    tune.add_argument("--accumulate", type=int, metavar="N", help="parts of a batch, one after the other in memory")
+    tune.add_argument("--accumulate", type=int, metavar="N", help="batches averaged before a step (default 1)")
+    tune.add_argument(
+        "--split-batch", type=int, metavar="N", help="parts into which a batch is cut, one after the other in memory"
+    )
     tune.add_argument("--context", type=int, metavar="N", help="most tokens of an example")
     tune.add_argument("--patience", type=int, metavar="N", help="epochs without a better score before it stops")
     tune.add_argument("--seeds", type=int, default=1, metavar="N", help="to try with each learning rate (default 1)")
@@ -131,7 +134,7 @@ def finetune(options: argparse.Namespace, folder: Path) -> int:
         return _finetune_text(options, folder)
     task = tasks.find(options.task, finetune_text.NAMES)
     lrs, settings = preset(options.preset or ("bert" if options.model else "tiny"), task)
-    names = ("epochs", "batch", "accumulate", "context", "patience", "class_weights", "seed")
+    names = ("epochs", "batch", "accumulate", "split_batch", "context", "patience", "class_weights", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     found = finetune(
         folder, task, options.out, options.data, replace(settings, **given), options.lr or lrs, options.seeds
@@ -148,7 +151,7 @@ def _finetune_text(options: argparse.Namespace, folder: Path) -> int:
 
     if options.preset or options.patience is not None or options.class_weights or options.seeds > 1:
         raise TinykronError(f"{options.task}: takes neither --preset nor --patience, --seeds or --class-weights")
-    names = ("epochs", "batch", "accumulate", "context", "seed")
+    names = ("epochs", "batch", "accumulate", "split_batch", "context", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.lr:
         if len(options.lr) > 1:

@@ -32,7 +32,9 @@ def sort_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", metavar="TEXT", help="file, or folder of text (default: what every Python carries)")
     sub.add_argument("--steps", type=int, metavar="N", help="of training (default 300)")
     sub.add_argument("--batch", type=int, metavar="N", help="windows or examples of a step (default 8)")
-    sub.add_argument("--accumulate", type=int, metavar="N", help="batches of a step, one after the other (default 1)")
+    sub.add_argument(
+        "--accumulate", type=int, metavar="N", help="batches whose gradients are averaged before a step (default 1)"
+    )
     sub.add_argument(
         "--context", type=int, metavar="N", help="tokens of a window (default 128) or example (default 512), at most"
     )

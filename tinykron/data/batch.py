@@ -30,7 +30,7 @@ class Batch:
 def inputs(model: Any, batch: Batch) -> list[np.ndarray | None]:
     """Return what a model reads of a batch: ids, the mask if there is one, token types if the model knows them."""
     read: list[np.ndarray | None] = [batch.ids_BT]
-    if batch.types_BT is not None and hasattr(model, "token_types"):
+    if batch.types_BT is not None and not model.causal:
         return [*read, batch.mask_BT, batch.types_BT]
     return read if batch.mask_BT is None else [*read, batch.mask_BT]
 
@@ -50,7 +50,7 @@ def batches(model: Any, documents: list[Document], tokens: int, seed: int = 0) -
             break
         parts.append(encode(model.tokenizer, [documents[index]]))
     stream = np.concatenate(parts)[:tokens].astype(np.int64) if parts else np.zeros(0, np.int64)
-    causal = hasattr(model, "cache")
+    causal = model.causal
     inner = min(model.context, CONTEXT) - (0 if causal else 2)
     inner = min(inner, len(stream))
     if inner < 2:

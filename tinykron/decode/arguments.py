@@ -11,6 +11,7 @@ from tinykron.backend import to_host
 from tinykron.decode.sampling import whole
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.fused import check_range
+from tinykron.kron.nested import NestedModel
 from tinykron.models.checks import check_exit
 from tinykron.nn import Module
 
@@ -50,13 +51,13 @@ def _draft(draft: Any, draft_length: int | None, skipped: str, model: Any, depth
         whole("draft_length", draft_length, 1)
     if not isinstance(draft, Module):
         return _below(draft, depth, "draft")
-    if not hasattr(draft, "cache"):
+    if not isinstance(draft, NestedModel) or not draft.causal:
         raise TinykronError(f"draft: a {type(draft).__name__} is no causal language model")
-    if draft.config.vocab_size != model.config.vocab_size:  # type: ignore[attr-defined]
-        sizes = f"{draft.config.vocab_size} tokens, the model {model.config.vocab_size}"  # type: ignore[attr-defined]
+    if draft.config.vocab_size != model.config.vocab_size:
+        sizes = f"{draft.config.vocab_size} tokens, the model {model.config.vocab_size}"
         raise TinykronError(f"draft: it knows {sizes}; expected one vocabulary")
-    if draft.context < end:  # type: ignore[attr-defined]
-        raise TinykronError(f"draft: {end} tokens are more than its context of {draft.context}")  # type: ignore[attr-defined]
+    if draft.context < end:
+        raise TinykronError(f"draft: {end} tokens are more than its context of {draft.context}")
     return draft
 
 

@@ -103,7 +103,7 @@ def generate(
     Raises DataError for an id outside the vocabulary, ShapeError for prompts or masks of a wrong form, TinykronError
     for an argument out of range and where prompt and new tokens do not fit the context: all before the model runs.
     """
-    if not hasattr(model, "cache") or getattr(model.config, "head", None):
+    if not model.writes:
         raise TinykronError(f"generate: a {type(model).__name__} is no causal language model")
     depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
     model = part(model, None, terms, width)

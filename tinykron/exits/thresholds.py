@@ -181,7 +181,7 @@ def refusal(found: Calibration[dict[int, float]]) -> str:
 
 
 def _exits(folder: Path, model: Any, exits: Sequence[int] | None) -> tuple[int, ...]:
-    if not hasattr(model, "cache"):
+    if not model.causal:
         raise TinykronError(
             f"{folder}: a {type(model).__name__} is no causal language model; it has no exits to leave by"
         )

@@ -14,10 +14,10 @@ from tinykron import checkpoint, data, kron
 from tinykron.checkpoint.folder import VALUE_BYTES
 from tinykron.data.batch import batches
 from tinykron.errors import CheckpointError, TinykronError
+from tinykron.jobs.making import making, refuse
 from tinykron.kron.planning.budget import amount
 from tinykron.kron.planning.calibration import trace
 from tinykron.measure.perplexity import measured
-from tinykron.support import files
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,11 @@ def compress(
     weighted     False: plain nearest sums, without a look at the text
     merge        another folder to make: the same model with dense float32 matrices, which transformers reads
     dtype        of the files; by default that of `model`
-    Raises TinykronError, before any work, for folders that exist and budgets that contradict each other.
+    The folder appears when model and plan are in it, and both are measured. Raises TinykronError, before any work, for
+    folders that exist and budgets that contradict each other.
     """
     folder = Path(model)
-    for place in (out, merge):
-        if place is not None and Path(place).exists():
-            raise CheckpointError(f"{place}: exists already; choose another folder, or remove it")
+    refuse(out, merge)
     dtype = dtype or checkpoint.stored_dtype(folder)
     if dtype not in VALUE_BYTES:
         raise TinykronError(f"dtype: found {dtype!r}, expected one of {', '.join(VALUE_BYTES)}")
@@ -115,26 +114,26 @@ def compress(
         for line in dry_run(teacher, folder, budget, plan, weighted, tokens, dtype):
             say(line)
         return None
-    training, held_out = data.split(data.documents(calibration))
-    seen = kron.calibrate(teacher, batches(teacher, training, tokens, seed), say=say) if weighted else None
-    if plan is None:
-        limits = budget.params, budget.bytes, budget.flops
-        plan = kron.plan(teacher, *limits, calibration=seen, value_bytes=VALUE_BYTES[dtype], say=say)
-    if plan.fits:
-        seen = None  # every fit is made, and the second moments may take more memory than the model
-    say("factorising")
-    small = kron.factorise(teacher, plan, seen)
-    checkpoint.save(small, out, dtype=dtype)
-    files.write(Path(out) / "plan.json", plan.to_json() + "\n")
-    saved = checkpoint.load(out)  # what a user will load: its factors are rounded to the file's dtype
-    if merge is not None:
-        checkpoint.save(kron.merge(saved), merge)  # in float32: the products of rounded factors need all its digits
-    say("measuring on held-out text")
-    before = Side(teacher.parameter_count(), _file_bytes(folder), measured(teacher, held_out))
-    after = Side(saved.parameter_count(), _file_bytes(Path(out)), measured(saved, held_out))
-    outcome = Outcome(str(out), before, after, plan, str(merge) if merge is not None else None)
-    outcome.promises = _promises(budget, outcome, VALUE_BYTES[dtype])
-    return outcome
+    with making(out, ".partial") as work:
+        training, held_out = data.split(data.documents(calibration))
+        seen = kron.calibrate(teacher, batches(teacher, training, tokens, seed), say=say) if weighted else None
+        if plan is None:
+            limits = budget.params, budget.bytes, budget.flops
+            plan = kron.plan(teacher, *limits, calibration=seen, value_bytes=VALUE_BYTES[dtype], say=say)
+        if plan.fits:
+            seen = None  # every fit is made, and the second moments may take more memory than the model
+        say("factorising")
+        small = kron.factorise(teacher, plan, seen)
+        saved = work.save(small, dtype)  # its factors are rounded to the file's dtype
+        work.write("plan.json", plan.to_json() + "\n")
+        say("measuring on held-out text")
+        before = Side(teacher.parameter_count(), _file_bytes(folder), measured(teacher, held_out))
+        after = Side(saved.parameter_count(), _file_bytes(work.result), measured(saved, held_out))
+        outcome = Outcome(str(out), before, after, plan, str(merge) if merge is not None else None)
+        outcome.promises = _promises(budget, outcome, VALUE_BYTES[dtype])
+        if merge is not None:
+            checkpoint.save(kron.merge(saved), merge)  # in float32: the products of rounded factors need all its digits
+        return outcome
 
 
 def _given(budget: Budget, model: Any) -> kron.KronPlan | None:

@@ -12,7 +12,6 @@ from tinykron.data.masking import Masking
 from tinykron.errors import TinykronError
 from tinykron.jobs.making import making
 from tinykron.measure.perplexity import held_out_perplexity
-from tinykron.models.checks import fills, writes
 from tinykron.tasks import wikitext
 from tinykron.train.loop import fit
 from tinykron.train.settings import Settings
@@ -27,7 +26,8 @@ class TextTuning:
     epochs: int = 1
     batch: int = 8
     context: int = 256  # at most; never above the model's own
-    accumulate: int = 1
+    accumulate: int = 1  # batches whose gradients are averaged before a step
+    split_batch: int = 1  # parts into which a batch is cut, to take less memory
     lr: float = 5e-5
     seed: int = 0
 
@@ -62,13 +62,13 @@ def finetune_text(
     out = Path(out)
     with making(out) as work:
         student = checkpoint.load(model)
-        if not writes(student) and not fills(student):
+        if not student.writes and not student.fills:
             raise TinykronError(f"{task}: this {type(student).__name__} has no head that predicts tokens")
         if student.tokenizer is None:
             raise TinykronError(f"{task}: the model has no tokenizer to read text with")
         training, held_out = _documents(task, source)
         tokens, held_out_tokens = (data.encode(student.tokenizer, part) for part in (training, held_out))
-        masking = None if writes(student) else Masking.of(student.tokenizer)
+        masking = None if student.writes else Masking.of(student.tokenizer)
         context = min(settings.context, student.context, len(tokens) - 1)
         a_step = settings.batch * context * settings.accumulate
         steps = max(1, round(settings.epochs * len(tokens) / a_step))
@@ -77,6 +77,7 @@ def finetune_text(
             batch=settings.batch,
             context=context,
             accumulate=settings.accumulate,
+            split_batch=settings.split_batch,
             lr=settings.lr,
             warmup=steps // 10,
             weight_decay=0.01,

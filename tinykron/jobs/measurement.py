@@ -15,7 +15,6 @@ from tinykron.data.masking import Masking
 from tinykron.decode.generate import generate
 from tinykron.measure.costs import flops_per_token
 from tinykron.measure.perplexity import masked_perplexity, perplexity
-from tinykron.models.checks import fills, writes
 from tinykron.tasks import similarity
 from tinykron.tasks.features import predict
 from tinykron.tasks.glue import Glue
@@ -45,9 +44,9 @@ class Measurement:
 
 def prompt_text(model: Any, prompt_ids: Sequence[int]) -> str:
     """Return what a report says its samples start from: "" for a model without samples."""
-    if writes(model):
+    if model.writes:
         return model.tokenizer.decode(list(prompt_ids))
-    if fills(model):
+    if model.fills:
         return model.tokenizer.decode(_with_gaps(model, prompt_ids).tolist(), skip_special_tokens=False)
     return ""
 
@@ -81,18 +80,18 @@ def measure(
             writing=writing.get(name),
         )
         title = f"reading held-out text, {name}"
-        if writes(model):
+        if model.writes:
             written = generate(model, prompt_ids, max_new_tokens=_sample_tokens(model, prompt_ids), stop=())[0]
             sample = model.tokenizer.decode(list(written[len(prompt_ids) :]))
             row = replace(row, perplexity=perplexity(model, held_out, model.context, title=title), sample=sample)
-        elif fills(model):
+        elif model.fills:
             masking = Masking.of(model.tokenizer)
             value = masked_perplexity(model, held_out, model.context, masking)
             row = replace(row, perplexity=value, sample=_filled(model, prompt_ids))
-        elif task is not None and getattr(model.config, "head", None) == task.head:
+        elif task is not None and model.config.head == task.head:
             score = tasks.evaluate(model, task, task_folder).score
             row = replace(row, score=score, sample=_told(model, task, task_folder))
-        if pairs is not None and not hasattr(model, "cache"):
+        if pairs is not None and not model.causal:
             row = replace(row, similarity=similarity.measure(model, pairs).pearson)
         measured.append(row)
     return measured
@@ -100,7 +99,7 @@ def measure(
 
 def _own_head(model: Any) -> int:
     """Return the parameters of an output matrix that is not the embedding."""
-    return model.head.parameter_count() if writes(model) and model.head else 0
+    return model.head.parameter_count() if model.writes and model.head else 0
 
 
 def speeds(
@@ -121,7 +120,7 @@ def speeds(
                 read = ids_BT.size / (time.perf_counter() - start)
                 if turn:  # the first warms up
                     reading[name] = max(reading.get(name, 0.0), read)
-                if writes(model):
+                if model.writes:
                     count, start = _sample_tokens(model, prompt_ids), time.perf_counter()
                     generate(model, prompt_ids, max_new_tokens=count, stop=())
                     written = count / (time.perf_counter() - start)

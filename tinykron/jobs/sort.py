@@ -282,7 +282,7 @@ def sort(
             models = getattr(run, name)()
             if name == settings.method:
                 models = _save(models, work.clear(), dtype)  # rounded as they are saved
-                if hasattr(start, "cache") and name != "extracted":
+                if start.causal and name != "extracted":
                     shortlist.write(shortlist.frequent(material.tokens), work.result)
             measure(name, models)
         counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
@@ -298,14 +298,14 @@ def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:
     for name in beside:
         replace(settings, method=name)  # refuses what it does not know
     methods = {settings.method, *beside}
-    if not hasattr(model, "cache"):
-        if getattr(model.config, "head", None) != "masked_lm":
+    if not model.causal:
+        if not model.fills:
             raise TinykronError(f"sort: this {type(model).__name__} has no head that predicts tokens")
         if settings.kind != "text":
             raise TinykronError(f"sort: {settings.kind}: for decoders, found a {type(model).__name__}")
         if found := sorted(methods & {"heads", "balcony"}):
             raise TinykronError(f"sort: {', '.join(found)}: for decoders, found a {type(model).__name__}")
-    if model.exit_parts if hasattr(model, "cache") else ():
+    if model.exit_parts if model.causal else ():
         raise TinykronError("sort: the exits of this model have parts of their own; start from the model without them")
     plain = Sorting(exits)
     if "sorted" in methods and settings.loss in ("depth", "rotational") and exits[0] == 1:

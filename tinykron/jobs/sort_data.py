@@ -51,7 +51,7 @@ def read(model: Any, source: str | Path | None, context: int, kind: str = "text"
 
 def text(model: Any, source: str | Path | None, context: int) -> Material:
     """Return a text to train on, and windows of what is held out. Raises DataError for one that is too short."""
-    masked = not hasattr(model, "cache")
+    masked = not model.causal
     masking = Masking.of(model.tokenizer) if masked else None
     training, held_out = (data.encode(model.tokenizer, part) for part in data.split(data.documents(source)))
     need = context - 1 if masked else context + 1

@@ -158,7 +158,7 @@ def train_grid(
         objective = GridLoss(
             student, grid_weights(grid, settings.full), settings.distil, min(1, settings.draws), follow
         )
-        masking = None if hasattr(student, "cache") else Masking.of(student.tokenizer)
+        masking = None if student.causal else Masking.of(student.tokenizer)
         fit(
             student, tokens, settings.settings(student.context), distillation=objective, masking=masking,
             folder=work.progress / "training", title="training the grid",

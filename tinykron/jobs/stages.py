@@ -228,7 +228,7 @@ class Run:
         losses, left_out = fitting(settings.losses, self.teacher)
         if left_out:
             say(f"{name}: without {', '.join(left_out)}: the model has no head for it")
-        masking = None if hasattr(self.teacher, "cache") else Masking.of(self.teacher.tokenizer)
+        masking = None if self.teacher.causal else Masking.of(self.teacher.tokenizer)
         if masking and "cross_entropy" not in losses.terms:
             masking = replace(masking, share=0.0)  # nothing is predicted: the text is read as it is
         context = min(settings.context, self.teacher.context, len(text.light) - 1)

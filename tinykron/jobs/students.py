@@ -14,7 +14,6 @@ from tinykron.distill.losses import Losses
 from tinykron.errors import TinykronError
 from tinykron.kron.fitting.starts import rank_of
 from tinykron.kron.plan import Choice, KronPlan
-from tinykron.models.checks import fills, writes
 from tinykron.models.gpt2 import GPT2
 from tinykron.nn import Embedding, Linear, Unset
 
@@ -25,7 +24,7 @@ def fitting(losses: Losses, model: Any) -> tuple[Losses, list[str]]:
     Raises TinykronError if no term is left.
     """
     without = []
-    if not writes(model) and not fills(model):
+    if not model.writes and not model.fills:
         without += ["cross_entropy", "logits"]
     if getattr(model, "pooler", None) is None:
         without.append("next_sentence")
@@ -41,8 +40,7 @@ def fitting(losses: Losses, model: Any) -> tuple[Losses, list[str]]:
 def truncate(teacher: Any, kept: Sequence[int] = ()) -> Any:
     """Return a student of some blocks, all else copied; by default every second, as DistilGPT2. Sanh et al. 2019."""
     kept = list(kept) or list(range(0, len(teacher.blocks), 2))
-    key = next(name for name in ("n_layer", "num_hidden_layers") if hasattr(teacher.config, name))
-    student = type(teacher)(replace(teacher.config, **{key: len(kept)}), Unset())
+    student = type(teacher)(teacher.config.with_blocks(len(kept)), Unset())
     state = {}
     for name, array in teacher.state_dict().items():
         parts = name.split(".")

@@ -1,38 +1,31 @@
 """Kronecker factorisation: the algebra, the fits, the layers, and turning a model into factors and back."""
 
-from tinykron.kron.algebra import KronSum as KronSum
-from tinykron.kron.algebra import commutation as commutation
-from tinykron.kron.algebra import khatri_rao as khatri_rao
-from tinykron.kron.algebra import rearrange as rearrange
-from tinykron.kron.algebra import shuffle as shuffle
-from tinykron.kron.algebra import unrearrange as unrearrange
-from tinykron.kron.algebra import unvec as unvec
-from tinykron.kron.algebra import vec as vec
-from tinykron.kron.fitting.nearest import nearest as nearest
-from tinykron.kron.fitting.starts import low_rank as low_rank
-from tinykron.kron.linear import KronEmbedding as KronEmbedding
-from tinykron.kron.linear import KronLinear as KronLinear
-from tinykron.kron.nested import cut as cut
-from tinykron.kron.nested import first_terms as first_terms
-from tinykron.kron.nested import first_units as first_units
-from tinykron.kron.operators.kronecker_sum import KroneckerSum as KroneckerSum
-from tinykron.kron.operators.products import Kron as Kron
-from tinykron.kron.operators.products import Sum as Sum
-from tinykron.kron.operators.spectral import Spectral as Spectral
-from tinykron.kron.plan import Choice as Choice
-from tinykron.kron.plan import KronPlan as KronPlan
-from tinykron.kron.plan import gaussian_energy as gaussian_energy
-from tinykron.kron.planning.calibration import Calibration as Calibration
-from tinykron.kron.planning.calibration import calibrate as calibrate
-from tinykron.kron.planning.factorise import factorise as factorise
-from tinykron.kron.planning.planner import plan as plan
-from tinykron.kron.planning.presets import PRESETS as PRESETS
-from tinykron.kron.planning.presets import kngpt2_plan as kngpt2_plan
-from tinykron.kron.planning.presets import kroneckerbert8_plan as kroneckerbert8_plan
-from tinykron.kron.planning.presets import kroneckerbert21_plan as kroneckerbert21_plan
-from tinykron.kron.planning.presets import krony_pt_plan as krony_pt_plan
-from tinykron.kron.product import apply as apply
-from tinykron.kron.restructure import dense_shapes as dense_shapes
-from tinykron.kron.restructure import merge as merge
-from tinykron.kron.restructure import plan_of as plan_of
-from tinykron.kron.restructure import restructure as restructure
+from tinykron.kron.algebra import KronSum, commutation, khatri_rao, rearrange, shuffle, unrearrange, unvec, vec
+from tinykron.kron.fitting.nearest import nearest
+from tinykron.kron.fitting.starts import low_rank
+from tinykron.kron.linear import KronEmbedding, KronLinear
+from tinykron.kron.nested import cut, first_terms, first_units
+from tinykron.kron.operators.kronecker_sum import KroneckerSum
+from tinykron.kron.operators.products import Kron, Sum
+from tinykron.kron.operators.spectral import Spectral
+from tinykron.kron.plan import Choice, KronPlan, gaussian_energy
+from tinykron.kron.planning.calibration import Calibration, calibrate
+from tinykron.kron.planning.factorise import factorise
+from tinykron.kron.planning.planner import plan
+from tinykron.kron.planning.presets import (
+    PRESETS,
+    kngpt2_plan,
+    kroneckerbert8_plan,
+    kroneckerbert21_plan,
+    krony_pt_plan,
+)
+from tinykron.kron.product import apply
+from tinykron.kron.restructure import dense_shapes, merge, plan_of, restructure
+
+__all__ = [
+    "Calibration", "Choice", "Kron", "KronEmbedding", "KronLinear", "KronPlan", "KronSum", "KroneckerSum",
+    "PRESETS", "Spectral", "Sum", "apply", "calibrate", "commutation", "cut", "dense_shapes", "factorise",
+    "first_terms", "first_units", "gaussian_energy", "khatri_rao", "kngpt2_plan", "kroneckerbert21_plan",
+    "kroneckerbert8_plan", "krony_pt_plan", "low_rank", "merge", "nearest", "plan", "plan_of", "rearrange",
+    "restructure", "shuffle", "unrearrange", "unvec", "vec",
+]  # fmt: skip

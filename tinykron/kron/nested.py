@@ -1,12 +1,12 @@
 """Parts of Kronecker sums: their first terms, rows or columns, inside a model or as a model of its own.
 
 A fit's terms are sorted: its first k are the best k. One model therefore holds a smaller one for every k and, with
-exits, for every pair of a depth and a k. Widths are sorted by training alone. That is in grid.py and elastic.py.
+exits, for every pair of a depth and a k. Widths are sorted by training alone: see exits/grid.py and
+jobs/sort_grid.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -63,15 +63,8 @@ def first_units(model: Any, width: float) -> Any:
             layers[layer] = layer.first(rows=count) if axis == 1 else layer.first(columns=count)
             units = layer.first(rows=count).factors.shape[0] if axis == 1 else units
     made = sharing_copy(model, layers)
-    field = "n_inner" if hasattr(made.config, "n_inner") else "intermediate_size"
-    made.config = replace(made.config, **{field: units})
+    made.config = made.config.with_units(units)
     return made
-
-
-def with_blocks(config: Any, blocks: int) -> Any:
-    """Return a model's configuration for another number of blocks."""
-    field = "n_layer" if hasattr(config, "n_layer") else "num_hidden_layers"
-    return replace(config, **{field: blocks})
 
 
 def _in_range(what: str, value: Any, most: int) -> int:
@@ -115,6 +108,31 @@ class NestedModel(Module):
     blocks: list[Any]
     exits: tuple[int, ...] = ()  # the depths that were trained to be left at, as the folder says
 
+    @property
+    def context(self) -> int:
+        """The largest number of positions."""
+        raise TinykronError(f"{type(self).__name__} defines no context")
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position sees only those before it: a decoder."""
+        return self.blocks[0].attention.causal
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is a causal language model."""
+        return self.causal and self.config.head is None
+
+    @property
+    def fills(self) -> bool:
+        """Whether it predicts hidden tokens."""
+        return self.config.head == "masked_lm"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it has a head for labelled tasks: of whole texts, tokens or spans."""
+        return self.config.head in ("sequence", "token", "span")
+
     def first_blocks(self, exit: int) -> Self:
         """Return a model of the first `exit` blocks, the final norm and the head, which shares its parameters.
 
@@ -122,7 +140,7 @@ class NestedModel(Module):
         """
         made = sharing_copy(self)
         made.blocks = made.blocks[: _in_range("exit: expected a number of blocks", exit, len(made.blocks))]
-        made.config = with_blocks(made.config, len(made.blocks))
+        made.config = made.config.with_blocks(len(made.blocks))
         made.exits = tuple(one for one in self.exits if one <= exit)
         return made
 

@@ -15,7 +15,7 @@ def flops_per_token(model: Any, position: int) -> int:
     A token of a causal model sees `position` others; one of BERT's sees them and as many behind it. BERT's pooler and
     its classifiers of whole texts are used once a text and left out; a classifier of tokens counts.
     """
-    causal = hasattr(model, "cache")
+    causal = model.causal
     once = [] if causal else _used_once_a_text(model)
     count = 0
     for name, module in model.modules():
@@ -45,6 +45,6 @@ def _product_flops(module: Any) -> int:
 
 def output_table(model: Any) -> Any:
     """Return the table whose rows score the vocabulary: the head's own, or the token embedding; None without one."""
-    if hasattr(model, "cache"):
+    if model.causal:
         return model.head or model.embedding
-    return (model.head.decoder or model.embedding) if model.config.head == "masked_lm" else None
+    return (model.head.decoder or model.embedding) if model.fills else None

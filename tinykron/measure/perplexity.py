@@ -186,7 +186,7 @@ def evaluate(
     here the token behind a window is predicted from it, as in training, and every token but the first is counted once.
     Raises TinykronError, before the model runs, for a model that predicts no tokens and for settings out of range.
     """
-    causal = hasattr(model, "cache")
+    causal = model.causal
     if getattr(model.config, "head", None) != (None if causal else "masked_lm"):
         raise TinykronError(f"eval: this {type(model).__name__} has no head that predicts tokens")
     if model.tokenizer is None:
@@ -248,8 +248,8 @@ MEASURED_TOKENS = 8192  # of held-out text
 
 def measured(model: Any, documents: list[data.Document]) -> float | None:
     """Return the perplexity of some held-out text; None for a model that predicts no tokens."""
-    causal = hasattr(model, "cache")
-    if not causal and model.config.head != "masked_lm":
+    causal = model.causal
+    if not causal and not model.fills:
         return None
     tokens = data.encode(model.tokenizer, documents)[:MEASURED_TOKENS]
     context = min(model.context, CONTEXT)

@@ -59,6 +59,14 @@ class BertConfig:
     labels: int = 2  # classes of the heads "sequence" and "token": `id2label` or `num_labels` in config.json
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def with_blocks(self, blocks: int) -> BertConfig:
+        """Return the configuration of another number of blocks."""
+        return replace(self, num_hidden_layers=blocks)
+
+    def with_units(self, units: int) -> BertConfig:
+        """Return the configuration of MLPs of another width."""
+        return replace(self, intermediate_size=units)
+
     @property
     def pooler(self) -> bool:
         """Whether there is one: for sequence classification, and where an encoder or masked LM was saved with it."""

@@ -92,13 +92,3 @@ def number(
         found = "nothing" if value is None else repr(value)
         raise CheckpointError(f"{key}: expected a number {least}{most}, found {found}")
     return value
-
-
-def writes(model: Any) -> bool:
-    """Whether a model is a causal language model."""
-    return hasattr(model, "cache") and not getattr(model.config, "head", None)
-
-
-def fills(model: Any) -> bool:
-    """Whether a model predicts hidden tokens."""
-    return getattr(model.config, "head", None) == "masked_lm"

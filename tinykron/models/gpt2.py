@@ -43,6 +43,14 @@ class GPT2Config:
     labels: int = 2  # classes of the head "sequence": `id2label` or `num_labels` in config.json
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def with_blocks(self, blocks: int) -> GPT2Config:
+        """Return the configuration of another number of blocks."""
+        return replace(self, n_layer=blocks)
+
+    def with_units(self, units: int) -> GPT2Config:
+        """Return the configuration of MLPs of another width."""
+        return replace(self, n_inner=units)
+
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> GPT2Config:
         """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""

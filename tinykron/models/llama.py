@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import pi
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ ROPE_NUMBERS = {  # what each way of scaling rotary positions needs
 class LlamaConfig:
     """The settings that shape a LLaMA, under the names of config.json; `extra` keeps whatever else the file says."""
 
+    head: ClassVar[None] = None  # a language model's: no LLaMA that classifies is read
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -42,6 +43,14 @@ class LlamaConfig:
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def with_blocks(self, blocks: int) -> LlamaConfig:
+        """Return the configuration of another number of blocks."""
+        return replace(self, num_hidden_layers=blocks)
+
+    def with_units(self, units: int) -> LlamaConfig:
+        """Return the configuration of MLPs of another width."""
+        return replace(self, intermediate_size=units)
 
     @property
     def head_width(self) -> int:

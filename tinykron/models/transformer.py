@@ -15,7 +15,7 @@ from tinykron import fused
 from tinykron.attention import attention, rotary
 from tinykron.backend import Array, xp_of
 from tinykron.errors import ShapeError, TinykronError
-from tinykron.kron.nested import NestedModel, with_blocks
+from tinykron.kron.nested import NestedModel
 from tinykron.models.checks import boolean as boolean
 from tinykron.models.checks import check_exit as check_exit
 from tinykron.models.checks import check_exits as check_exits
@@ -257,11 +257,6 @@ class Decoder(NestedModel):
     head: Embedding | None  # None: tied to the embedding
     exit_parts: Sequence[Any] = ()  # what exits have of their own: see exit_parts.py
 
-    @property
-    def context(self) -> int:
-        """The largest number of positions."""
-        raise TinykronError(f"{type(self).__name__} defines no context")
-
     def embed(self, ids_BT: np.ndarray, positions_BT: np.ndarray) -> Tensor:
         """Return what enters the first block, (B, T, D)."""
         return self.embedding(ids_BT)
@@ -283,7 +278,7 @@ class Decoder(NestedModel):
         made, part = super().first_blocks(exit), self.part(exit)
         if part is not None and part.block is not None:
             made.blocks, made.norm = [*made.blocks, sharing_copy(part.block)], part.norm
-            made.config = with_blocks(made.config, len(made.blocks))
+            made.config = made.config.with_blocks(len(made.blocks))
         if part is not None and part.head is not None:
             made.head, made.config = part.head, replace(made.config, tie_word_embeddings=False)
         made.exits, made.exit_parts = (() if self.exit_parts else made.exits), []

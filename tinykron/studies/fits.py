@@ -175,7 +175,7 @@ def _rows(
     dense = perplexity.measured(model, held_out)
     assert dense is not None
     tokens = data.encode(model.tokenizer, training)
-    masking = None if hasattr(model, "cache") else Masking.of(model.tokenizer)
+    masking = None if model.causal else Masking.of(model.tokenizer)
     for key in missing:
         _, share, budget, method, _ = key
         twin = found.get((name, share, "bytes", method, seed))

@@ -76,7 +76,7 @@ class Study:
         self.documents, held_out = data.split(data.documents())
         self.tokens = data.encode(self.teacher.tokenizer, self.documents)
         self.held_out = data.encode(self.teacher.tokenizer, held_out)
-        self.masking = None if hasattr(self.teacher, "cache") else Masking.of(self.teacher.tokenizer)
+        self.masking = None if self.teacher.causal else Masking.of(self.teacher.tokenizer)
         self.known = read(self.folder / COURSES)
         self._seen: dict[int, kron.Calibration] = {}
 

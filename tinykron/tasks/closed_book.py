@@ -121,7 +121,7 @@ def answers(model: Any, examples: Sequence[Example], exit: int | None = None, ti
     A prompt that leaves no room for an answer in the model's context loses its beginning. With a `title`, progress is
     shown. Raises TinykronError for a model without a tokenizer, or one that writes nothing.
     """
-    if model.tokenizer is None or not hasattr(model, "cache"):
+    if model.tokenizer is None or not model.causal:
         raise TinykronError(f"{NAME}: expected a causal model with a tokenizer, found a {type(model).__name__}")
     if exit is not None and parts_of(model) == "blocks":
         model, exit = kron.cut(model, exit), None  # its own block has no place in the trunk's cache
