@@ -228,3 +228,9 @@ def test_a_mistake_that_gives_nan_is_named_and_nan_is_never_right():
 def test_what_differs_in_a_tuple_of_numbers_is_counted_from_one():
     assert "value 2 of your answer" in kit.check("f", lambda: (1.0, 2.0), [("it", (), (1.0, 3.0))]).message
     assert "expected 2 values" in kit.check("f", lambda: 1.0, [("it", (), (1.0, 3.0))]).message
+
+
+def test_the_face_has_what_it_lists_and_nothing_else_of_the_checks():
+    assert sorted(kit.__all__) == kit.__all__ and all(hasattr(kit, name) for name in kit.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'SEE'"):
+        _ = kit.SEE
