@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import pi
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ ROPE_NUMBERS = {  # what each way of scaling rotary positions needs
 class LlamaConfig:
     """The settings that shape a LLaMA, under the names of config.json; `extra` keeps whatever else the file says."""
 
-    head: ClassVar[None] = None  # a language model's: no LLaMA that classifies is read
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -43,6 +42,11 @@ class LlamaConfig:
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def head(self) -> None:
+        """A language model's: no LLaMA that classifies is read."""
+        return None
 
     def with_blocks(self, blocks: int) -> LlamaConfig:
         """Return the configuration of another number of blocks."""
