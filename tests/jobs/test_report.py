@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_training import SHORT
-from tinykron.jobs.report import LOSS_HEADINGS, gradient_shares, loss_rows, plot_losses, term_courses
+from tinykron.jobs.report import gradient_shares, loss_table, plot_losses, term_courses
 from tinykron.train.settings import History
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -32,14 +32,15 @@ def test_shares_are_of_the_sum_of_norms():
 
 
 def test_the_table_of_losses():
-    rows = loss_rows({"one": history(), "other": history(term_norms=[])})
+    table = loss_table({"one": history(), "other": history(term_norms=[])})
+    rows = table.rows
     assert rows == [
         ["one", "hidden", "4", "0.15", "100%", "25%"],  # the mean of the last 2 of 40
         ["one", "logits", "1", "39", "75%", "75%"],  # the last 1 of 39
         ["other", "hidden", "4", "0.15", "", ""],
         ["other", "logits", "1", "39", "", ""],
     ]
-    assert {len(row) for row in rows} == {len(LOSS_HEADINGS)}
+    assert {len(row) for row in rows} == {len(table.headings)}
 
 
 @pytest.mark.parametrize("content", [{}, {"term_norms": []}, {"terms": [{"hidden": 0.0}] * 3}, {"terms": []}], ids=str)

@@ -22,7 +22,7 @@ from tinykron.distill.losses import Losses
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.jobs import recipes, stages
 from tinykron.jobs.recipes import Factorise, Finetune, Pretrain, Recipe
-from tinykron.jobs.report import as_json, loss_rows, markdown, render, table_of
+from tinykron.jobs.report import as_json, loss_table, markdown, render, table_of
 from tinykron.jobs.stages import Inputs
 from tinykron.jobs.students import fitting, low_rank_plan, truncate, with_head_of
 from tinykron.models.gpt2 import with_classifier
@@ -104,7 +104,8 @@ def test_the_distilled_model_merges_to_a_dense_one(run):
 def test_the_report_in_all_its_forms(run):
     _, report = run
     text, page, content = render(report), markdown(report), json.loads(as_json(report))
-    headings, rows = table_of(report.models)
+    table = table_of(report.models)
+    headings, rows = table.headings, table.rows
     assert "task score" in headings and "similarity" not in headings
     for row in rows:
         assert "| " + " | ".join(row) + " |" in page
@@ -114,9 +115,9 @@ def test_the_report_in_all_its_forms(run):
     for choice in report.plan.values():
         assert 0.0 < choice.energy <= 1.0
     assert f"{next(iter(report.plan.values())).energy:.3f}" in page
-    for row in loss_rows(report.courses):
+    for row in loss_table(report.courses).rows:
         assert "| " + " | ".join(row) + " |" in page
-    assert any(row[4].endswith("%") and row[5].endswith("%") for row in loss_rows(report.courses))
+    assert any(row[4].endswith("%") and row[5].endswith("%") for row in loss_table(report.courses).rows)
     assert len(content["courses"]["distilled"]["terms"]) == report.courses["distilled"].settings.steps
 
 

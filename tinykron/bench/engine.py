@@ -9,7 +9,6 @@ and answer by one on standard output.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from tinykron.errors import TinykronError
 from tinykron.kron.order import processor
 from tinykron.models.gpt2 import GPT2, GPT2Config
 from tinykron.support.progress import Progress
+from tinykron.support.tables import Table
 
 CONFIGS = {  # no dropout: both sides must compute the same
     "gpt2": GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
@@ -243,28 +244,26 @@ def describe_machine(threads: int) -> dict[str, str]:
 
 def render(report: Report) -> str:
     """Return the report as a table to print."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="milliseconds: median (least - most)")
     compared = any(row.theirs for row in report.rows)
-    theirs = ["the other", "ratio"] if compared else []
-    for column in ["", "tinykron", "products alone", *theirs, "target", *(["met"] if compared else [])]:
-        table.add_column(column, justify="left" if column in ("", "target") else "right", no_wrap=True)
+    theirs, met = (["the other", "ratio"], ["met"]) if compared else ([], [])
+    rows = []
     for row in report.rows:
         digits = 0 if row.ours.median >= 100 else 1
         times = [row.ours, row.products, *([row.theirs] if compared else [])]
         cells = [spread.text(digits) if spread else "" for spread in times]
-        ratio = [row.ratio.text(2) if row.ratio else ""] if compared else []
-        met = [{True: "yes", False: "no", None: ""}[row.met]] if compared else []
-        table.add_row(row.name, *cells, *ratio, row.target, *met)
-    text = io.StringIO()
-    console = Console(file=text, width=180, highlight=False)
-    console.print(table)
+        if compared:
+            cells.append(row.ratio.text(2) if row.ratio else "")
+        verdict = [{True: "yes", False: "no", None: ""}[row.met]] if compared else []
+        rows.append([row.name, *cells, row.target, *verdict])
+    headings = ["", "tinykron", "products alone", *theirs, "target", *met]
+    table = Table(headings, rows, "milliseconds: median (least - most)", left=("", "target"))
     note = "ratio: the other / tinykron, pair by pair; above 1 tinykron is faster" if compared else report.note
-    console.print(note, markup=False)  # it may hold [brackets]
-    console.print(", ".join(f"{key}: {value}" for key, value in report.machine.items()), soft_wrap=True, markup=False)
-    return text.getvalue()
+    return table.boxed() + fill(note, 180) + "\n" + machine_line(report.machine)
+
+
+def machine_line(machine: dict[str, str]) -> str:
+    """Return what a benchmark ran on, as its report's last line."""
+    return ", ".join(f"{key}: {value}" for key, value in machine.items()) + "\n"
 
 
 # The two processes ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 from tinykron.bench.engine import Spread
 from tinykron.bench.exits import Report
 from tinykron.support import files
+from tinykron.support.tables import Table
 
 WORTH, LOSS_ALLOWED = 1.05, 0.02  # what is recommended is so many times as fast, and loses at most such a share
 
@@ -53,33 +53,23 @@ def _pays(speedup: Spread) -> bool:
 
 def render(report: Report) -> str:
     """Return the report as two tables to print, what blocks and heads cost, and a recommendation."""
-    from rich.console import Console
-    from rich.table import Table
-
-    drafts = Table(title="drafts by an exit, the same text: times as fast as plain decoding", title_justify="left")
-    headings = ["exit", "of tokens", "drafts", "accepted", "predicted", "with costs", "measured", "ms a token"]
-    for heading in [*headings, "heads", "rows", "rest", "most of it"]:
-        drafts.add_column(heading, justify="left" if heading == "most of it" else "right", no_wrap=True)
+    drafts, early = [], []
     for row in report.drafts:
         parts = {"heads": row.heads, "rows": row.rows, "rest": row.rest}
         listed = "all" if row.listed is None else f"{row.listed:,}"
         cells = [str(row.exit), listed, str(row.length)]
         cells += [f"{share:.2f}" for share in (row.acceptance, row.predicted, row.costed)]
         cells += [row.speedup.text(2), f"{row.ms.median:.2f}", *(f"{value:.2f}" for value in parts.values())]
-        drafts.add_row(*cells, max(parts, key=lambda name: parts[name]))
-    early = Table(title="leaving early", title_justify="left")
-    for heading in ("", "blocks", "measured", "ms a token", "loss", "beside the full model's"):
-        early.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        drafts.append([*cells, max(parts, key=lambda name: parts[name])])
     for rule in report.early:
         cells = [rule.name, f"{rule.depth:.2f}", rule.speedup.text(2), f"{rule.ms.median:.2f}", f"{rule.loss:.3f}"]
-        early.add_row(*cells, f"{rule.change:+.1%}")
-    text = io.StringIO()
-    console = Console(file=text, width=160, highlight=False)
-    for table in (drafts, early):
-        console.print(table)
-    for line in _lines(report):
-        console.print(line, soft_wrap=True, markup=False)
-    return text.getvalue()
+        early.append([*cells, f"{rule.change:+.1%}"])
+    headings = ["exit", "of tokens", "drafts", "accepted", "predicted", "with costs", "measured", "ms a token"]
+    headings += ["heads", "rows", "rest", "most of it"]
+    title = "drafts by an exit, the same text: times as fast as plain decoding"
+    of_rules = ["", "blocks", "measured", "ms a token", "loss", "beside the full model's"]
+    tables = Table(headings, drafts, title, left=headings[-1:]), Table(of_rules, early, "leaving early")
+    return "".join(table.boxed() for table in tables) + "".join(f"{line}\n" for line in _lines(report))
 
 
 def _lines(report: Report) -> list[str]:

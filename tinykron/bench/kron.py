@@ -7,7 +7,6 @@ ways must give the results of the dense matrix, built by the definition, before 
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tinykron import backend
-from tinykron.bench.engine import Process, Spread, at_least_one, describe_machine, running
+from tinykron.bench.engine import Process, Spread, at_least_one, describe_machine, machine_line, running
 from tinykron.data.shipped import shipped_folder
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import Shape, divisors
@@ -38,6 +37,7 @@ from tinykron.kron.planning.presets import (
 )
 from tinykron.kron.product import multiplications_of
 from tinykron.support.progress import Progress
+from tinykron.support.tables import Table
 
 MATRICES = {  # of GPT-2 small and BERT-base, (out, in), by the names that plans use; KnGPT2 takes every second block
     "embedding": (50257, 768),
@@ -280,12 +280,7 @@ def _results(side: Process, way: str) -> tuple[list[np.ndarray], dict[str, Any]]
 
 def render(report: Report) -> str:
     """Return the report as a table to print, with a summary."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="milliseconds, medians; in brackets theirs / ours: above 1 tinykron is faster")
-    for column in ["matrix", "A x B", "terms", "rows", "pass", "plan", "tinykron", *DENSE, "best by hand", "best peer"]:
-        table.add_column(column, justify="left" if column in ("matrix", "pass", "plan") else "right", no_wrap=True)
+    rows = []
     for row in report.rows:
         case, ours = row.case, row.times["tinykron"].median
         cells = [f"{case.dense[1]} -> {case.dense[0]} {case.name}", "x".join(map(str, (*case.shape, *case.other)))]
@@ -295,14 +290,12 @@ def render(report: Report) -> str:
             found = row.ratio(names)
             name = f"{found[0]} " if found and len(names) > 1 else ""
             cells.append(f"{name}{found[1] * ours:.3f} ({found[1]:.2f})" if found else "")
-        table.add_row(*cells)
-    text = io.StringIO()
-    console = Console(file=text, width=200, highlight=False)
-    console.print(table)
-    for line in [*summary(report.rows), *report.notes, *_refusals(report.rows)]:
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(", ".join(f"{key}: {value}" for key, value in report.machine.items()), soft_wrap=True, markup=False)
-    return text.getvalue()
+        rows.append(cells)
+    headings = ["matrix", "A x B", "terms", "rows", "pass", "plan", "tinykron", *DENSE, "best by hand", "best peer"]
+    title = "milliseconds, medians; in brackets theirs / ours: above 1 tinykron is faster"
+    lines = [*summary(report.rows), *report.notes, *_refusals(report.rows)]
+    table = Table(headings, rows, title, left=("matrix", "pass", "plan"))
+    return table.boxed() + "".join(f"{line}\n" for line in lines) + machine_line(report.machine)
 
 
 def summary(rows: list[Row]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tinykron.kron.nested import part, size
 from tinykron.measure.costs import flops_per_token
 from tinykron.support import files
 from tinykron.support.progress import Progress
+from tinykron.support.tables import Table
 
 FILE = "elastic.json"  # beside config.json
 CONTEXT = 256  # tokens of a window, at most
@@ -213,23 +213,12 @@ def cells(front: Front) -> list[list[str]]:
 
 def render(front: Front, title: str) -> str:
     """Return the grid as a table for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    text = StringIO()
-    table = Table(title=title, title_justify="left")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number == len(HEADINGS) - 1 else "right")
-    for row in cells(front):
-        table.add_row(*row)
-    Console(file=text, width=120).print(table)
-    return text.getvalue()
+    return Table(HEADINGS, cells(front), title, left=HEADINGS[-1:]).boxed(120)
 
 
 def markdown(front: Front) -> str:
     """Return the grid as a Markdown table."""
-    rows = [HEADINGS, ["---:"] * len(HEADINGS), *cells(front)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return "\n".join(Table(HEADINGS, cells(front)).markdown("---:")) + "\n"
 
 
 def plot(front: Front, path: str | Path, dense: Measured | None = None) -> None:

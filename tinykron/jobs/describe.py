@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tinykron.kron.restructure import dense_shapes
 from tinykron.measure.costs import flops_per_token, output_table
 from tinykron.nn import Linear
 from tinykron.support.progress import Progress
+from tinykron.support.tables import Table
 
 NEAR = 0.02  # pairs of factors whose sizes differ by less count as equally large
 PROGRESS_FROM = 20_000_000  # parameters of a model whose fits take long enough to show how far they are
@@ -155,9 +155,6 @@ def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
 
 def render(info: Info) -> str:
     """Return an Info as text for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
     heads = f"{info.heads} heads of {info.head_width}" + (
         "" if info.key_value_heads == info.heads else f" on {info.key_value_heads} key/value heads"
     )
@@ -169,26 +166,27 @@ def render(info: Info) -> str:
         f"{info.flops_per_token / 1e6:,.2f} MFLOPs a token at half the context",
         "",
     ]
-    table = Table(title=f"each matrix, and the best Kronecker pair of 1/{info.ratio:g} its size", title_justify="left")
-    for column, heading in enumerate(("matrix", "shape", "parameters", "share", "A", "B", "kept", "Gaussian")):
-        table.add_column(heading, justify="right" if column > 1 else "left", no_wrap=True)
+    rows = []
     for matrix in info.matrices:
         fits = matrix.energy is not None and matrix.gaussian is not None
-        table.add_row(
-            matrix.name,
-            _times(matrix.shape),
-            f"{matrix.parameters:,}",
-            f"{matrix.parameters / info.parameters:.1%}",
-            _times(matrix.a) if matrix.a else "-",
-            _times(matrix.b) if matrix.b else "-",
-            f"{matrix.energy:.3f}" if fits else "-",
-            f"{matrix.gaussian:.3f}" if fits else "-",
+        rows.append(
+            [
+                matrix.name,
+                _times(matrix.shape),
+                f"{matrix.parameters:,}",
+                f"{matrix.parameters / info.parameters:.1%}",
+                _times(matrix.a) if matrix.a else "-",
+                _times(matrix.b) if matrix.b else "-",
+                f"{matrix.energy:.3f}" if fits else "-",
+                f"{matrix.gaussian:.3f}" if fits else "-",
+            ]
         )
-    table.add_row("norms and biases", "", f"{info.others:,}", f"{info.others / info.parameters:.1%}", "", "", "", "")
-    text = StringIO()
-    Console(file=text, width=140, highlight=False).print(table)
+    rows.append(["norms and biases", "", f"{info.others:,}", f"{info.others / info.parameters:.1%}", *[""] * 4])
+    headings = ("matrix", "shape", "parameters", "share", "A", "B", "kept", "Gaussian")
+    title = f"each matrix, and the best Kronecker pair of 1/{info.ratio:g} its size"
+    table = Table(headings, rows, title, left=headings[:2])
     note = "kept: the share of the matrix's norm; Gaussian: what such a pair would keep of noise of that shape"
-    return "\n".join(lines) + text.getvalue() + note
+    return "\n".join(lines) + table.boxed(140) + note
 
 
 def _times(shape: Shape) -> str:

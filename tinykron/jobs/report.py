@@ -6,8 +6,8 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from tinykron.jobs.measurement import Measurement
 from tinykron.kron.plan import KronPlan, gaussian_energy
 from tinykron.support import files
-from tinykron.train.settings import History, Settings
+from tinykron.support.tables import Table
+from tinykron.train.settings import History
 
 
 @dataclass
@@ -47,26 +48,25 @@ COLUMNS = {  # heading: how it is written; None stays empty
 }
 
 
-def table_of(models: Sequence[Measurement]) -> tuple[Sequence[str], list[list[str]]]:
-    """Return headings and rows of the models' table, without columns that no model has a value for."""
+def table_of(models: Sequence[Measurement], title: str = "") -> Table:
+    """Return the models' table, without columns that no model has a value for."""
     columns = {heading: [write_cell(row) for row in models] for heading, write_cell in COLUMNS.items()}
     kept = [heading for heading, values in columns.items() if any(values)]
-    return kept, [[columns[heading][number] for heading in kept] for number in range(len(models))]
+    return Table(kept, [[columns[heading][number] for heading in kept] for number in range(len(models))], title)
 
 
-def energy_rows(plan: KronPlan) -> list[list[str]]:
-    """Return, for each factorised matrix: name, shapes, share of its norm kept, and what a Gaussian matrix keeps."""
+def energy_table(plan: KronPlan) -> Table:
+    """Return, of each factorised matrix: shapes, the share of its norm that is kept, and what a Gaussian one keeps."""
     rows = []
     for name, choice in plan.items():
         (m, n), (p, q) = choice.shape, choice.other
         gaussian = gaussian_energy(choice.dense, choice.shape, choice.terms)
         kept = "" if choice.energy is None else f"{choice.energy:.3f}"
         rows.append([name, f"{choice.dense[0]}x{choice.dense[1]}", f"{m}x{n} (x) {p}x{q}", kept, f"{gaussian:.3f}"])
-    return rows
+    headings = ("matrix", "shape", "factors", "kept", "Gaussian")
+    return Table(headings, rows, "energy kept per matrix: the share of its norm", left=headings)
 
 
-ENERGY_HEADINGS = ("matrix", "shape", "factors", "kept", "Gaussian")
-LOSS_HEADINGS = ("", "term", "at the start", "at the end", "share of the gradient: start", "end")
 Course = tuple[list[int], list[float]]  # steps done, values
 
 
@@ -95,7 +95,7 @@ def _by_name(rows: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, Cours
     return courses
 
 
-def loss_rows(courses: Mapping[str, History]) -> list[list[str]]:
+def loss_table(courses: Mapping[str, History]) -> Table:
     """Return a row for each student and term: its first value, the mean of its last twentieth, its shares."""
     rows = []
     for student, history in courses.items():
@@ -105,49 +105,35 @@ def loss_rows(courses: Mapping[str, History]) -> list[list[str]]:
             share = shares[term][1] if term in shares else None
             of_gradient = [f"{share[0]:.0%}", f"{share[-1]:.0%}"] if share else ["", ""]
             rows.append([student, term, f"{values[0]:.4g}", f"{sum(last) / len(last):.4g}", *of_gradient])
-    return rows
+    headings = ("", "term", "at the start", "at the end", "share of the gradient: start", "end")
+    return Table(headings, rows, "losses while training", left=headings)
 
 
 def render(report: Report) -> str:
     """Return the report as text for a terminal: three tables, the samples, the notes."""
-    from rich.console import Console
-    from rich.table import Table
-
-    text = StringIO()
-    console = Console(file=text, width=max(100, shutil.get_terminal_size((120, 0)).columns))
-    headings, rows = table_of(report.models)
-    tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
-        (f"tinykron run {report.recipe}", headings, rows),
-        ("losses while training", LOSS_HEADINGS, loss_rows(report.courses)),
-        ("energy kept per matrix: the share of its norm", ENERGY_HEADINGS, energy_rows(report.plan)),
-    ]
-    for number, (title, headings, rows) in enumerate(tables):
-        table = Table(title=title, title_justify="left")
-        for column, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if number or not column else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    width = max(100, shutil.get_terminal_size((120, 0)).columns)
+    models = table_of(report.models, f"tinykron run {report.recipe}")
+    tables = [models, loss_table(report.courses), energy_table(report.plan)]
     said = [f"  {row.name}: {row.sample!r}" for row in report.models if row.sample]
-    lines = [f"after {report.prompt!r}:" if report.prompt else "", *said]
-    console.print("\n".join([*lines, *report.notes]), markup=False, highlight=False)
-    return text.getvalue()
+    lines = [f"after {report.prompt!r}:" if report.prompt else "", *said, *report.notes]
+    boxes = "".join(table.boxed(width, wrap=True) for table in tables)
+    return boxes + "".join(fill(line, width) + "\n" for line in lines)
 
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown; the plot lies beside it as report.png."""
     lines = [f"# tinykron run {report.recipe}", ""]
-    lines += [*_markdown_table(*table_of(report.models)), ""]
+    lines += [*table_of(report.models).markdown(), ""]
     lines += ["![perplexity while training, and against size](report.png)", ""]
     lines += ["## What was run", "", *(f"- {key}: {value}" for key, value in report.settings.items()), ""]
     lines += [*report.notes, ""]
     if report.courses:
         lines += ["## Losses", "", "![each term while training, and its share of the gradient](losses.png)", ""]
         lines += ["Before weighting. A share is the norm of a term's own gradient, weighted, over the sum of all.", ""]
-        lines += [*_markdown_table(LOSS_HEADINGS, loss_rows(report.courses)), ""]
+        lines += [*loss_table(report.courses).markdown(), ""]
     lines += ["## Energy kept per matrix", ""]
     lines += ["The share of a matrix's norm that its factors keep, and what they would keep of Gaussian noise.", ""]
-    lines += [*_markdown_table(ENERGY_HEADINGS, energy_rows(report.plan)), ""]
+    lines += [*energy_table(report.plan).markdown(), ""]
     lines += ["## Samples", ""]
     lines += ["Greedy text after the prompt, or in its gaps:", "", *_quoted(report.prompt)] if report.prompt else []
     for row in report.models:
@@ -159,18 +145,13 @@ def _quoted(text: str) -> list[str]:
     return ["```text", text.replace("```", "'''"), "```"]
 
 
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *body]
-
-
 def as_json(report: Report) -> str:
     """Return the report as JSON text, the course of each training included."""
     content: Mapping[str, Any] = {
         "recipe": report.recipe,
         "settings": report.settings,
         "models": [asdict(row) for row in report.models],
-        "energy": [dict(zip(ENERGY_HEADINGS, row, strict=True)) for row in energy_rows(report.plan)],
+        "energy": energy_table(report.plan).records(),
         "plan": json.loads(report.plan.to_json()),
         "courses": {name: asdict(history) for name, history in report.courses.items()},
         "prompt": report.prompt,
@@ -229,9 +210,7 @@ def plot_losses(courses: Mapping[str, History], path: str | Path) -> None:
     axes = figure.subplots(len(courses), 2, squeeze=False)
     for (left, right), (student, history) in zip(axes, courses.items(), strict=True):
         terms, shares = term_courses(history), gradient_shares(history)
-        each, unit = 1, "steps"
-        if isinstance(history.settings, Settings):
-            each, unit = history.settings.tokens_per_step, "tokens trained on"
+        each, unit = (1, "steps") if history.scores else (history.settings.tokens_per_step, "tokens trained on")
         for number, (term, (steps, values)) in enumerate(terms.items()):
             left.plot(each * (np.array(steps) + 1), values, label=term, color=f"C{number}")
             if term in shares:

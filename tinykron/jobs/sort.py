@@ -23,6 +23,7 @@ from tinykron.jobs.sort_data import CONTEXTS, KINDS, Material, read
 from tinykron.measure.perplexity import bounded_exp
 from tinykron.models.checks import trained_exits
 from tinykron.models.exit_parts import add_parts
+from tinykron.support.tables import Table
 from tinykron.tasks.closed_book import exact_matches
 from tinykron.train.batches import digest_model
 from tinykron.train.loop import fit
@@ -335,29 +336,27 @@ def _save(models: Models, result: Path, dtype: str) -> Models:
 def render(found: Sorted) -> str:
     """Return the losses of each method by exit, with perplexities, as lines for a terminal."""
     lines = []
-    for title, rows in tables(found).items():
-        lines += [title, *_aligned(rows)]
+    for table in tables(found):
+        lines += [table.title, *table.plain()]
     return "\n".join([*lines, f"saved: {found.folder}"])
 
 
-def tables(found: Sorted) -> dict[str, list[list[str]]]:
-    """Return tables by their titles: a heading and a row for each method."""
+def tables(found: Sorted) -> list[Table]:
+    """Return tables with a row for each method: losses, and answers where questions were asked."""
     exits = found.settings.exits
     heading = ["", *(f"{exit} blocks" for exit in exits)]
     rows = [
         [name, *(f"{losses[exit]:.3f} ({bounded_exp(losses[exit]):.1f})" for exit in exits)]
         for name, losses in found.losses.items()
     ]
-    made = {f"held-out loss in nats a token (perplexity) by exit, {found.held_out:,} tokens": [heading, *rows]}
+    title = f"held-out loss in nats a token (perplexity) by exit, {found.held_out:,} tokens"
+    made = [Table(heading, rows, title, left=heading)]
     if found.right:
         shares = [[name, *(f"{right[exit]:.1f}" for exit in exits)] for name, right in found.right.items()]
-        made["held-out questions answered right (exact match), in per cent"] = [heading, *shares]
+        made.append(
+            Table(heading, shares, "held-out questions answered right (exact match), in per cent", left=heading)
+        )
     return made
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _card(name: str, model: str, found: Sorted) -> str:
@@ -371,8 +370,7 @@ def _card(name: str, model: str, found: Sorted) -> str:
         f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items())}",
         "",
     ]
-    for title, rows in tables(found).items():
-        heading, *body = ["| " + " | ".join(row) + " |" for row in rows]
-        lines += [f"{title.capitalize()}; of {found.settings.method}, of the weights as they were saved:", ""]
-        lines += [heading, "|" + "---|" * len(rows[0]), *body, ""]
+    for table in tables(found):
+        lines += [f"{table.title.capitalize()}; of {found.settings.method}, of the weights as they were saved:", ""]
+        lines += [*table.markdown(), ""]
     return "\n".join(lines)

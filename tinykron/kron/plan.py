@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from math import sqrt
@@ -14,6 +14,7 @@ import numpy as np
 from tinykron.errors import CheckpointError, ShapeError
 from tinykron.kron.algebra import KronSum, Shape, check_terms, factor_shapes
 from tinykron.kron.product import multiplications_of
+from tinykron.support.tables import Table
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,8 @@ class KronPlan(dict[str, Choice]):
         total["bytes"] = f"{self.parameters * self.value_bytes:,}"
         if "MFLOPs" in shown:
             total["MFLOPs"] = f"{self.flops / 1e6:.2f}"
-        rows = [shown, *([cells.get(head, "") for head in shown] for cells in [*columns, total])]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(_cells(row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, *self.notes])
+        rows = [[cells.get(head, "") for head in shown] for cells in [*columns, total]]
+        return "\n".join([*Table(shown, rows, left=("matrix", "why")).plain(), *self.notes])
 
 
 HEADS = (
@@ -196,14 +195,6 @@ def _columns(name: str, choice: Choice, value_bytes: int) -> dict[str, str]:
         ours, dense = ["/".join(f"{times[side]:.0f}" for times in choice.microseconds.values()) for side in (0, 1)]
         cells["us at 1/16/256 (dense)"] = f"{ours} ({dense})"
     return cells
-
-
-def _cells(row: Iterable[str], widths: Iterable[int]) -> list[str]:
-    """Pad one row: names and words to the left, what are numbers to the right."""
-    return [
-        cell.rjust(width) if cell[:1].isdigit() or cell in HEADS[1:-1] else cell.ljust(width)
-        for cell, width in zip(row, widths, strict=True)
-    ]
 
 
 REQUIRED = ("dense", "shape", "terms")

@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tinykron.errors import CheckpointError, TinykronError
+from tinykron.support.tables import Table
 
 ROWS, SETTINGS = "rows.jsonl", "settings.json"
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
@@ -250,21 +251,18 @@ def spread(values: Sequence[float]) -> str:
 
 def markdown(title: str, answers: Sequence[Answer], how: str, command: str) -> str:
     """Return a report: how it was run, and each relation with its figure, ours, and the verdict."""
-    lines = [f"# {title}", "", how, ""]
-    lines += [
-        "| relation | claim | published | ours, mean ± standard deviation | verdict | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
+    headings = ("relation", "claim", "published", "ours, mean ± standard deviation", "verdict", "minutes")
+    rows = []
     for answer in answers:
         one = answer.relation
         if not answer.rows:
             continue
         ours = "; ".join(f"{name} {value}" for name, value in answer.ours.items())
         note = f" {one.note}" if one.note else ""
-        seeds = f"{len(answer.rows)} seeds"
-        cells = [one.id, one.claim, one.published, f"{one.measured}: {ours} ({seeds})"]
-        lines.append("| " + " | ".join([*cells, f"**{answer.verdict}**{note}", f"{answer.minutes:.1f}"]) + " |")
-    return "\n".join([*lines, "", f"Each row again: `{command} --only RELATION`.", ""])
+        cells = [one.id, one.claim, one.published, f"{one.measured}: {ours} ({len(answer.rows)} seeds)"]
+        rows.append([*cells, f"**{answer.verdict}**{note}", f"{answer.minutes:.1f}"])
+    again = f"Each row again: `{command} --only RELATION`."
+    return "\n".join([f"# {title}", "", how, "", *Table(headings, rows).markdown(), "", again, ""])
 
 
 def as_dict(answers: Sequence[Answer]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from tinykron.kron.plan import Choice, KronPlan
 from tinykron.kron.restructure import dense_shapes
 from tinykron.measure import perplexity
 from tinykron.support import files
+from tinykron.support.tables import Table
 from tinykron.train.loop import fit
 from tinykron.train.settings import Settings
 
@@ -223,16 +224,16 @@ def markdown(rows: Sequence[Row], scale: Scale) -> str:
         "made smaller; parameters and FLOPs are shares of what these took. A seed draws the calibration text and the "
         "batches.",
         "",
-        "| model | budget | method | parameters | FLOPs | seeds | before | after |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    table = []
     for (name, share, budget), group in grouped(rows).items():
         for method, some in group.items():
-            lines.append(
-                f"| {name} ({some[0].dense:.2f}) | {share:.0%} of {budget} | {method} | "
-                f"{mean(row.parameters for row in some):.2f} | {mean(row.flops for row in some):.2f} | {len(some)} | "
-                f"{spread([row.before for row in some])} | {spread([row.after for row in some])} |"
-            )
+            cells = [f"{name} ({some[0].dense:.2f})", f"{share:.0%} of {budget}", method]
+            cells += [f"{mean(getattr(row, cost) for row in some):.2f}" for cost in ("parameters", "flops")]
+            cells += [str(len(some)), *(spread([getattr(row, when) for row in some]) for when in ("before", "after"))]
+            table.append(cells)
+    headings = ("model", "budget", "method", "parameters", "FLOPs", "seeds", "before", "after")
+    lines += Table(headings, table).markdown()
     lines += ["", "## What wins where", ""]
     lines += [f"- {line}" for line in verdicts(rows)]
     return "\n".join([*lines, "", "![perplexity against bytes and FLOPs](fit.png)", ""])
