@@ -26,6 +26,7 @@ def test_only_what_writes_is_timed_writing():
     assert reading.keys() == models.keys() and writing.keys() == {"gpt2"}
     assert [model.writes for model in models.values()] == [False, False, True]
     assert [model.fills for model in models.values()] == [False, True, False]
+    assert [model.classifies for model in models.values()] == [True, False, False]
 
 
 def test_a_masked_models_prompt_has_gaps():

@@ -15,7 +15,10 @@ from tests.bert_checkpoints import bert_reference, bert_tensors, with_class
 from tests.checkpoints import gpt2_logits, gpt2_tensors, write_folder
 from tests.helpers import assert_close, host
 from tests.llama_checkpoints import llama_logits, llama_tensors
+from tests.tiny_tasks import tiny_bert
 from tinykron.errors import TinykronError
+from tinykron.models.transformer import Decoder
+from tinykron.nn import Linear
 
 BLOCKS = 3
 GPT2 = checkpoints.TINY | {"n_layer": BLOCKS}
@@ -174,7 +177,7 @@ def test_heads_make_the_scores_and_come_from_the_states(device, family):
         shared = q_BHTK.shape[1] // k_BGTK.shape[1]
         k_BHTK = np.repeat(k_BGTK, shared, axis=1)
         assert_close(scores, q_BHTK @ k_BHTK.swapaxes(-1, -2) / np.float32(np.sqrt(q_BHTK.shape[-1])), rtol=1e-4)
-        read = state if hasattr(model, "token_types") else block.norm_1(state)
+        read = state if not model.causal else block.norm_1(state)
         v_BTD = host(block.attention.value(read))
         assert_close(v_BGTK.swapaxes(1, 2).reshape(v_BTD.shape), v_BTD)
         assert heads.scores is None  # they are handed out once
@@ -187,3 +190,26 @@ def test_states_are_what_the_head_reads(family: Any) -> None:
     assert out.logits is None and list(out.states) == [1, BLOCKS]
     for exit, state in out.states.items():
         assert_close(model.read(state), host(model(IDS, exit=exit).logits))
+
+
+def test_a_model_says_what_it_can_do(family: Any) -> None:
+    model, _ = family
+    head = model.config.head
+    assert model.causal == isinstance(model, Decoder)
+    assert model.writes == (model.causal and head is None)
+    assert (model.fills, model.classifies) == (head == "masked_lm", head in ("sequence", "token", "span"))
+
+
+def test_a_configuration_of_another_size(family: Any) -> None:
+    model, _ = family
+    changed = model.config.with_blocks(2).with_units(24)
+    made = type(model)(changed, np.random.default_rng(0))
+    assert len(made.blocks) == 2 and made.blocks[0].mlp.up.weight.shape[1] == 24
+    assert changed == model.config.changed(**{changed.BLOCKS: 2, changed.UNITS: 24})
+
+
+@pytest.mark.parametrize("other", ["an encoder", "no model"])
+def test_what_writes_nothing_generates_nothing(other: str) -> None:
+    model = tiny_bert() if other == "an encoder" else Linear(4, 4)
+    with pytest.raises(TinykronError, match="is no causal language model"):
+        tk.generate(model, [1, 2])

@@ -11,8 +11,8 @@ from tinykron.backend import to_host
 from tinykron.decode.sampling import whole
 from tinykron.errors import DataError, ShapeError, TinykronError
 from tinykron.fused import check_range
-from tinykron.kron.nested import NestedModel
 from tinykron.models.checks import check_exit
+from tinykron.models.transformer import Decoder
 from tinykron.nn import Module
 
 SKIPPED = ("recompute", "copy")
@@ -51,7 +51,7 @@ def _draft(draft: Any, draft_length: int | None, skipped: str, model: Any, depth
         whole("draft_length", draft_length, 1)
     if not isinstance(draft, Module):
         return _below(draft, depth, "draft")
-    if not isinstance(draft, NestedModel) or not draft.causal:
+    if not isinstance(draft, Decoder):
         raise TinykronError(f"draft: a {type(draft).__name__} is no causal language model")
     if draft.config.vocab_size != model.config.vocab_size:
         sizes = f"{draft.config.vocab_size} tokens, the model {model.config.vocab_size}"

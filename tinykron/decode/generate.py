@@ -21,8 +21,9 @@ from tinykron.decode.sampling import confidence as confidence_of
 from tinykron.decode.shortlist import Shortlist
 from tinykron.decode.speculate import Window, speculate
 from tinykron.errors import TinykronError
-from tinykron.kron.nested import NestedModel, part
+from tinykron.kron.nested import part
 from tinykron.models.checks import check_exit
+from tinykron.models.transformer import Decoder
 from tinykron.nn import Module, evaluating
 from tinykron.tensor import no_grad
 
@@ -103,7 +104,7 @@ def generate(
     Raises DataError for an id outside the vocabulary, ShapeError for prompts or masks of a wrong form, TinykronError
     for an argument out of range and where prompt and new tokens do not fit the context: all before the model runs.
     """
-    if not isinstance(model, NestedModel) or not model.writes:
+    if not isinstance(model, Decoder) or not model.writes:
         raise TinykronError(f"generate: a {type(model).__name__} is no causal language model")
     depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
     model = part(model, None, terms, width)

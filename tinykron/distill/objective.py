@@ -103,7 +103,7 @@ class Distillation:
                 for name in sorted(self.losses.terms & {"embedding", "hidden"}):
                     setattr(self.adapters, name, Linear(width, target, bias=False, generator=generator))
         if "next_sentence" in self.losses.terms:
-            if getattr(self.student, "pooler", None) is None:
+            if self.student.pooler is None:
                 raise TinykronError("next_sentence: the student has no pooler to read the first position with")
             self.adapters.next_sentence = Linear(width, 2, generator=generator)
         self.adapters.to(self.device)
@@ -186,7 +186,7 @@ class Distillation:
             of_positions = mask_BT if _logits(out).ndim == 3 else None
             terms["logits"] = mean_squared_error(_logits(out), known["logits"], of_positions)
         elif "logits" in wanted:
-            spans = getattr(self.student.config, "head", None) == "span"
+            spans = self.student.config.head == "span"
             terms["logits"] = logit_kl(_logits(out), known["logits"], mask_BT, losses.temperature, spans)
         for name, pair in RELATIONS.items():
             if name in wanted:

@@ -133,7 +133,7 @@ def alone(model: Any, documents: Sequence[data.Document], value_bytes: int = 4, 
 
 def _text(model: Any, documents: Sequence[data.Document], limit: int) -> tuple[np.ndarray, int, Masking | None]:
     causal = model.causal
-    if model.tokenizer is None or not (causal or model.fills):
+    if model.tokenizer is None or not (model.writes or model.fills):
         found = f"found a {type(model).__name__}"
         raise TinykronError(f"elastic: {found}, expected a tokenizer and a head that predicts tokens")
     tokens = data.encode(model.tokenizer, documents)[:limit]

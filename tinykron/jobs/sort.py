@@ -306,7 +306,7 @@ def _fitting(model: Any, settings: Sorting, beside: Sequence[str]) -> Sorting:
             raise TinykronError(f"sort: {settings.kind}: for decoders, found a {type(model).__name__}")
         if found := sorted(methods & {"heads", "balcony"}):
             raise TinykronError(f"sort: {', '.join(found)}: for decoders, found a {type(model).__name__}")
-    if model.exit_parts if model.causal else ():
+    if model.exit_parts:
         raise TinykronError("sort: the exits of this model have parts of their own; start from the model without them")
     plain = Sorting(exits)
     if "sorted" in methods and settings.loss in ("depth", "rotational") and exits[0] == 1:

@@ -26,7 +26,7 @@ def fitting(losses: Losses, model: Any) -> tuple[Losses, list[str]]:
     without = []
     if not model.writes and not model.fills:
         without += ["cross_entropy", "logits"]
-    if getattr(model, "pooler", None) is None:
+    if model.pooler is None:
         without.append("next_sentence")
     left_out = [name for name in without if name in losses.terms]
     if not left_out:
@@ -75,4 +75,4 @@ def untie(student: Any, teacher: Any) -> None:
     """Give a student with a tied head a dense one of its own: the teacher's embedding."""
     student.head = Embedding(teacher.config.vocab_size, teacher.config.n_embd, Unset())
     student.head.load_state_dict({"weight": teacher.embedding.weight.data})
-    student.config = replace(student.config, tie_word_embeddings=False)
+    student.config = student.config.changed(tie_word_embeddings=False)

@@ -7,7 +7,7 @@ jobs/sort_grid.py.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -99,51 +99,3 @@ def size(model: Module) -> int:
     return model.parameter_count() - sum(
         layer.parameter_count() - layer.trimmed().parameter_count() for layer in layers
     )
-
-
-class NestedModel(Module):
-    """A model of blocks that may be asked for a part of itself: model(ids, exit=e, terms=k, width=w)."""
-
-    config: Any
-    blocks: list[Any]
-    exits: tuple[int, ...] = ()  # the depths that were trained to be left at, as the folder says
-
-    @property
-    def context(self) -> int:
-        """The largest number of positions."""
-        raise TinykronError(f"{type(self).__name__} defines no context")
-
-    @property
-    def causal(self) -> bool:
-        """Whether a position sees only those before it: a decoder."""
-        return self.blocks[0].attention.causal
-
-    @property
-    def writes(self) -> bool:
-        """Whether it is a causal language model."""
-        return self.causal and self.config.head is None
-
-    @property
-    def fills(self) -> bool:
-        """Whether it predicts hidden tokens."""
-        return self.config.head == "masked_lm"
-
-    @property
-    def classifies(self) -> bool:
-        """Whether it has a head for labelled tasks: of whole texts, tokens or spans."""
-        return self.config.head in ("sequence", "token", "span")
-
-    def first_blocks(self, exit: int) -> Self:
-        """Return a model of the first `exit` blocks, the final norm and the head, which shares its parameters.
-
-        Raises TinykronError for an exit outside 1..blocks.
-        """
-        made = sharing_copy(self)
-        made.blocks = made.blocks[: _in_range("exit: expected a number of blocks", exit, len(made.blocks))]
-        made.config = made.config.with_blocks(len(made.blocks))
-        made.exits = tuple(one for one in self.exits if one <= exit)
-        return made
-
-    def __call__(self, *inputs: Any, terms: int | None = None, width: float | None = None, **options: Any) -> Any:
-        """Run `forward`, with the first terms (`first_terms`) and the first MLP units (`first_units`) where asked."""
-        return part(self, None, terms, width).forward(*inputs, **options)

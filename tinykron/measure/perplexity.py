@@ -187,7 +187,7 @@ def evaluate(
     Raises TinykronError, before the model runs, for a model that predicts no tokens and for settings out of range.
     """
     causal = model.causal
-    if getattr(model.config, "head", None) != (None if causal else "masked_lm"):
+    if not model.writes and not model.fills:
         raise TinykronError(f"eval: this {type(model).__name__} has no head that predicts tokens")
     if model.tokenizer is None:
         raise TinykronError("eval: the model has no tokenizer to read text with")
@@ -249,7 +249,7 @@ MEASURED_TOKENS = 8192  # of held-out text
 def measured(model: Any, documents: list[data.Document]) -> float | None:
     """Return the perplexity of some held-out text; None for a model that predicts no tokens."""
     causal = model.causal
-    if not causal and not model.fills:
+    if not model.writes and not model.fills:
         return None
     tokens = data.encode(model.tokenizer, documents)[:MEASURED_TOKENS]
     context = min(model.context, CONTEXT)

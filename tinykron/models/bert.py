@@ -11,10 +11,9 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import CheckpointError, DataError, ShapeError, TinykronError
-from tinykron.kron.nested import NestedModel
-from tinykron.models.checks import boolean, check_exits, check_ids, check_mask, number, positive
+from tinykron.models.checks import Config, boolean, check_exits, check_ids, check_mask, number, positive
 from tinykron.models.labels import count, said, without_names
-from tinykron.models.transformer import ACTIVATIONS, Attention, Heads, Mlp, Name, Output
+from tinykron.models.transformer import ACTIVATIONS, Attention, Heads, Mlp, Model, Name, Output
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, constant
 from tinykron.tensor import Tensor, no_grad
 
@@ -38,9 +37,10 @@ SIZES = (
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Config):
     """The settings that shape a BERT, under the names of config.json; `extra` keeps whatever else the file says."""
 
+    BLOCKS, UNITS = "num_hidden_layers", "intermediate_size"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -58,14 +58,6 @@ class BertConfig:
     head: str | None = None  # None, "masked_lm", "sequence", "token", "span": `architectures` in config.json
     labels: int = 2  # classes of the heads "sequence" and "token": `id2label` or `num_labels` in config.json
     extra: dict[str, Any] = field(default_factory=dict)
-
-    def with_blocks(self, blocks: int) -> BertConfig:
-        """Return the configuration of another number of blocks."""
-        return replace(self, num_hidden_layers=blocks)
-
-    def with_units(self, units: int) -> BertConfig:
-        """Return the configuration of MLPs of another width."""
-        return replace(self, intermediate_size=units)
 
     @property
     def pooler(self) -> bool:
@@ -184,13 +176,14 @@ class Classifier(Module):
         return self.linear(self.dropout(x))
 
 
-class Bert(NestedModel):
+class Bert(Model):
     """BERT's encoder, with one of its heads or none."""
+
+    config: BertConfig
 
     def __init__(self, config: BertConfig, generator: Generator = None) -> None:
         width = config.hidden_size
         self.config = config
-        self.tokenizer: Any = None  # a tokenizers.Tokenizer, where the folder has one
         self.embedding = Embedding(config.vocab_size, width, generator)
         self.positions = Embedding(config.max_position_embeddings, width, generator)
         self.token_types = Embedding(config.type_vocab_size, width, generator)

@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
 from tinykron.backend import Array, to_device, to_host
 from tinykron.errors import CheckpointError, ShapeError, TinykronError
+
+
+class Config:
+    """What the configurations of all families have: frozen dataclasses whose fields have the names of config.json."""
+
+    BLOCKS: ClassVar[str]  # the field that counts the blocks
+    UNITS: ClassVar[str]  # the field that counts the units of an MLP
+    vocab_size: int
+    tie_word_embeddings: bool
+    extra: dict[str, Any]  # whatever else config.json says
+    head: str | None = None  # what stands on the trunk in place of a language model's head
+
+    def with_blocks(self, blocks: int) -> Self:
+        """Return the configuration for another number of blocks."""
+        return self.changed(**{self.BLOCKS: blocks})
+
+    def with_units(self, units: int) -> Self:
+        """Return the configuration for MLPs of another number of units."""
+        return self.changed(**{self.UNITS: units})
+
+    def changed(self, **fields: Any) -> Self:
+        """Return the configuration with other values of some fields."""
+        return replace(cast(Any, self), **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json holds, in the names that transformers reads."""
+        raise NotImplementedError
 
 
 def check_exits(exit: int | None, exits: Sequence[int] | None, blocks: int) -> tuple[int, ...]:

@@ -47,5 +47,5 @@ def add_parts(model: Any, kind: str, exits: Sequence[int]) -> Any:
 
 def kind_of(model: Any) -> str | None:
     """Return which kind of parts the exits of a model have; None where all share the model's own norm and head."""
-    parts = getattr(model, "exit_parts", ())
+    parts = model.exit_parts
     return None if not parts else "heads" if parts[0].head is not None else "blocks"

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinykron.backend import to_host
 from tinykron.errors import CheckpointError
-from tinykron.models.checks import check_ids, positive
+from tinykron.models.checks import Config, check_ids, positive
 from tinykron.models.labels import count, said, without_names
 from tinykron.models.transformer import ACTIVATIONS, Attention, Block, Decoder, Mlp, Name, Output
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear
@@ -24,9 +24,10 @@ UNSUPPORTED = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": T
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Config):
     """The settings that shape a GPT-2, under the names of config.json; `extra` keeps whatever else the file says."""
 
+    BLOCKS, UNITS = "n_layer", "n_inner"
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768
@@ -42,14 +43,6 @@ class GPT2Config:
     head: str | None = None  # None: of a language model; "sequence": `architectures` in config.json
     labels: int = 2  # classes of the head "sequence": `id2label` or `num_labels` in config.json
     extra: dict[str, Any] = field(default_factory=dict)
-
-    def with_blocks(self, blocks: int) -> GPT2Config:
-        """Return the configuration of another number of blocks."""
-        return replace(self, n_layer=blocks)
-
-    def with_units(self, units: int) -> GPT2Config:
-        """Return the configuration of MLPs of another width."""
-        return replace(self, n_inner=units)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> GPT2Config:
@@ -95,6 +88,8 @@ class GPT2(Decoder):
 
     A classifier reads the last position that counts: `logits` are then (B, C). Radford et al. 2018, section 3.2.
     """
+
+    config: GPT2Config
 
     def __init__(self, config: GPT2Config, generator: Generator = None) -> None:
         self.config = config

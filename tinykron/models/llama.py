@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import pi
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tinykron.backend import to_device
 from tinykron.errors import CheckpointError
-from tinykron.models.checks import boolean, number, positive
+from tinykron.models.checks import Config, boolean, number, positive
 from tinykron.models.transformer import Angles, Attention, Block, Decoder, GatedMlp, Name
 from tinykron.nn import Embedding, Generator, RMSNorm
 
@@ -23,9 +23,10 @@ ROPE_NUMBERS = {  # what each way of scaling rotary positions needs
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(Config):
     """The settings that shape a LLaMA, under the names of config.json; `extra` keeps whatever else the file says."""
 
+    BLOCKS, UNITS = "num_hidden_layers", "intermediate_size"
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -42,19 +43,6 @@ class LlamaConfig:
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def head(self) -> None:
-        """A language model's: no LLaMA that classifies is read."""
-        return None
-
-    def with_blocks(self, blocks: int) -> LlamaConfig:
-        """Return the configuration of another number of blocks."""
-        return replace(self, num_hidden_layers=blocks)
-
-    def with_units(self, units: int) -> LlamaConfig:
-        """Return the configuration of MLPs of another width."""
-        return replace(self, intermediate_size=units)
 
     @property
     def head_width(self) -> int:
@@ -169,6 +157,8 @@ def frequencies(config: LlamaConfig, length: int = 0) -> np.ndarray:
 
 class Llama(Decoder):
     """LLaMA with its language-model head, of its own or tied to the token embedding."""
+
+    config: LlamaConfig
 
     def __init__(self, config: LlamaConfig, generator: Generator = None) -> None:
         self.config = config

@@ -6,7 +6,7 @@ Letters: B batch, T query time, S key time, H heads, G key/value heads, K head w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -15,15 +15,8 @@ from tinykron import fused
 from tinykron.attention import attention, rotary
 from tinykron.backend import Array, xp_of
 from tinykron.errors import ShapeError, TinykronError
-from tinykron.kron.nested import NestedModel
-from tinykron.models.checks import boolean as boolean
-from tinykron.models.checks import check_exit as check_exit
-from tinykron.models.checks import check_exits as check_exits
-from tinykron.models.checks import check_ids as check_ids
-from tinykron.models.checks import check_mask as check_mask
-from tinykron.models.checks import number as number
-from tinykron.models.checks import positive as positive
-from tinykron.models.checks import trained_exits as trained_exits
+from tinykron.kron.nested import part
+from tinykron.models.checks import Config, check_exit, check_exits, check_ids, check_mask
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, RMSNorm, sharing_copy
 from tinykron.tensor import Tensor
 
@@ -243,19 +236,64 @@ class Block(Module):
         self.attention.remember(self.norm_1(x_BTD), cache, angles)
 
 
-class Decoder(NestedModel):
+class Model(Module):
+    """A model of blocks: what it is, what it can do, and the parts of it: model(ids, exit=e, terms=k, width=w)."""
+
+    config: Config
+    tokenizer: Any = None  # a tokenizers.Tokenizer, where the folder has one
+    embedding: Embedding
+    blocks: list[Any]
+    exits: tuple[int, ...] = ()  # the depths that were trained to be left at, as the folder says
+    exit_parts: Sequence[Any] = ()  # what exits have of their own: see exit_parts.py
+    pooler: Any = None  # what BERT reads the first position with
+    causal: bool = False  # whether a position sees only those before it
+
+    @property
+    def context(self) -> int:
+        """The largest number of positions."""
+        raise TinykronError(f"{type(self).__name__} defines no context")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it predicts the next token."""
+        return self.causal and self.config.head is None
+
+    @property
+    def fills(self) -> bool:
+        """Whether it predicts hidden tokens."""
+        return self.config.head == "masked_lm"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it has a head for labelled tasks: of whole texts, tokens or spans."""
+        return self.config.head in ("sequence", "token", "span")
+
+    def __call__(self, *inputs: Any, terms: int | None = None, width: float | None = None, **options: Any) -> Output:
+        """Run `forward`, with the first terms (`kron.first_terms`) and MLP units (`kron.first_units`) where asked."""
+        return part(self, None, terms, width).forward(*inputs, **options)
+
+    def first_blocks(self, exit: int) -> Self:
+        """Return a model of the first `exit` blocks, the final norm and the head, which shares its parameters.
+
+        Raises TinykronError for an exit outside 1..blocks.
+        """
+        made = sharing_copy(self)
+        made.blocks = made.blocks[: check_exit(exit, len(made.blocks))]
+        made.config = made.config.with_blocks(len(made.blocks))
+        made.exits = tuple(one for one in self.exits if one <= exit)
+        return made
+
+
+class Decoder(Model):
     """A causal language model: embedding, blocks, final norm, and a head of its own or tied to the embedding.
 
     A family sets the attributes below, and says where positions enter: in `embed`, or as `angles` of the attention.
     """
 
-    config: Any
-    tokenizer: Any = None  # a tokenizers.Tokenizer, where the folder has one
-    embedding: Embedding
     blocks: list[Block]
     norm: LayerNorm | RMSNorm
     head: Embedding | None  # None: tied to the embedding
-    exit_parts: Sequence[Any] = ()  # what exits have of their own: see exit_parts.py
+    causal = True
 
     def embed(self, ids_BT: np.ndarray, positions_BT: np.ndarray) -> Tensor:
         """Return what enters the first block, (B, T, D)."""
@@ -280,7 +318,7 @@ class Decoder(NestedModel):
             made.blocks, made.norm = [*made.blocks, sharing_copy(part.block)], part.norm
             made.config = made.config.with_blocks(len(made.blocks))
         if part is not None and part.head is not None:
-            made.head, made.config = part.head, replace(made.config, tie_word_embeddings=False)
+            made.head, made.config = part.head, made.config.changed(tie_word_embeddings=False)
         made.exits, made.exit_parts = (() if self.exit_parts else made.exits), []
         return made
 
