@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -139,16 +139,16 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def train(self, training: bool = True) -> Module:
+    def train(self, training: bool = True) -> Self:
         """Switch dropout on, here and below; `eval()` switches it off."""
         for _, module in self.modules():
             module.training = training
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         return self.train(False)
 
-    def to(self, device: str) -> Module:
+    def to(self, device: str) -> Self:
         """Move all parameters to `device` in place, and return the module."""
         for parameter in self.parameters():
             parameter.data, parameter.grad = to_device(parameter.data, device), None

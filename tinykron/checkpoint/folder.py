@@ -26,9 +26,9 @@ from tinykron.kron.nested import kron_layers
 from tinykron.kron.plan import KronPlan
 from tinykron.kron.restructure import plan_of, restructure
 from tinykron.models import bert, gpt2, llama
-from tinykron.models.checks import trained_exits
+from tinykron.models.checks import Config, trained_exits
 from tinykron.models.exit_parts import add_parts, kind_of
-from tinykron.models.transformer import Name
+from tinykron.models.transformer import Model, Name
 from tinykron.nn import Parameter, Unset, mismatch
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -39,8 +39,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """What loading needs to know about the models of one `model_type`."""
 
-    config: Callable[[dict[str, Any]], Any]  # checks a config.json
-    model: Callable[[Any, Unset], Any]
+    config: Callable[[dict[str, Any]], Config]  # checks a config.json
+    model: Callable[[Any, Unset], Model]
     names: Callable[[Any], list[Name]]
     prefixes: tuple[str, ...]  # that may stand before a tensor's name, or be left out
     ignored: Callable[[Any], tuple[str, ...]]  # patterns of whole names, without prefix, that fill no parameter
@@ -65,7 +65,7 @@ FAMILIES = {
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
-def load(model: str | os.PathLike[str], download: bool = False) -> Any:
+def load(model: str | os.PathLike[str], download: bool = False) -> Model:
     """Return the model in a folder: float32, on the default device, in evaluation mode.
 
     model     a folder: config.json with a known model_type; model.safetensors, or model.safetensors.index.json and its
@@ -108,7 +108,7 @@ def stored_dtype(folder: str | os.PathLike[str]) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def _build(family: Family, config: dict[str, Any], own: dict[str, Any]) -> Any:
+def _build(family: Family, config: dict[str, Any], own: dict[str, Any]) -> Model:
     """Return the model that a configuration describes, its weights unset.
 
     own  what it says under "tinykron": "kron", the plan of Kronecker factors; "exits", the depths that were trained;

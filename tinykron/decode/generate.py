@@ -23,7 +23,7 @@ from tinykron.decode.speculate import Window, speculate
 from tinykron.errors import TinykronError
 from tinykron.kron.nested import part
 from tinykron.models.checks import check_exit
-from tinykron.models.transformer import Decoder
+from tinykron.models.transformer import Decoder, Model
 from tinykron.nn import Module, evaluating
 from tinykron.tensor import no_grad
 
@@ -49,7 +49,7 @@ class Trace:
 
 
 def generate(
-    model: Any,
+    model: Model,
     ids: Any,
     max_new_tokens: int | None = 40,
     temperature: float = 0.0,
@@ -58,7 +58,7 @@ def generate(
     seed: int = 0,
     exit: int | None = None,
     confidence: Mapping[int, float] | None = None,
-    draft: Any = None,
+    draft: Model | int | None = None,
     *,
     terms: int | None = None,
     width: float | None = None,

@@ -80,7 +80,7 @@ def part(model: Any, exit: int | None = None, terms: int | None = None, width: f
     return model if width is None or width == 1.0 else first_units(model, width)
 
 
-def cut(model: Any, exit: int | None = None, terms: int | None = None, width: float | None = None) -> Any:
+def cut(model: AnyModule, exit: int | None = None, terms: int | None = None, width: float | None = None) -> AnyModule:
     """Return a part of a model as one of its own: its logits are those that `model` gives when asked for it.
 
     exit   keep so many blocks, the final norm and the head; None: all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -246,11 +246,13 @@ class Bert(Model):
             heads.append(used._replace(scores=None) if attention_heads else None)
         if not read:
             states = {depth: hidden[depth] for depth in depths}
-            return Output(None, tuple(hidden), tuple(scores) if attention_scores else None, states=states)
+            return Output(cast(Tensor, None), tuple(hidden), tuple(scores) if attention_scores else None, states=states)
         made = {depth: self._read(hidden[depth]) for depth in depths}
         logits, pooled_BD = made[depths[-1]]
         served: dict[int, Any] | None = None if exits is None else {depth: found for depth, (found, _) in made.items()}
-        out = Output(logits, tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served)
+        out = Output(
+            cast(Tensor, logits), tuple(hidden), tuple(scores) if attention_scores else None, pooled_BD, served
+        )
         out.attention_heads = tuple(heads) if attention_heads else None
         return out
 

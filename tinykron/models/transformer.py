@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # the names that config.
 class Output:
     """What a model returns. L is the number of blocks that ran: all of them, or those up to the deepest exit."""
 
-    logits: Any  # Tensor (B, T, V); of BERT's heads (B, T, V), (B, T, C), (B, C); None for an encoder without a head
+    logits: Tensor  # (B, T, V); of BERT's heads (B, T, V), (B, T, C), (B, C); None where no head is read
     hidden: tuple[Tensor, ...]  # L + 1 of (B, T, D): the embedding, then each block; the last one after the final norm
     attention_scores: tuple[Tensor, ...] | None  # L of (B, H, T, S), before mask and softmax, when asked for
     pooled: Tensor | None = None  # (B, D): what BERT's pooler makes of the first position
@@ -389,7 +389,7 @@ class Decoder(Model):
         states = {depth: self._leave(depth, hidden[depth], mask_BS, cache, angles) for depth in depths}
         hidden[-1] = self.norm(x_BTD)
         if not read:
-            return Output(None, tuple(hidden), tuple(scores) if attention_scores else None, states=states)
+            return Output(cast(Tensor, None), tuple(hidden), tuple(scores) if attention_scores else None, states=states)
         places = slice(-1, None) if last_only else slice(None)
         inner = {depth: self.read(states[depth][:, places], depth) for depth in depths[:-1]}
         if self.part(depths[-1]) is None:

@@ -69,7 +69,8 @@ def random_factors(study: Study, seed: int, model: Any = None) -> Any:
 
 def random_all(study: Study, seed: int) -> Any:
     """The same with nothing of the teacher's: every matrix is drawn."""
-    model = type(study.teacher)(study.teacher.config, np.random.default_rng(seed))
+    kind: Any = type(study.teacher)
+    model = kind(study.teacher.config, np.random.default_rng(seed))
     model.tokenizer = study.teacher.tokenizer
     return random_factors(study, seed, model)
 
