@@ -116,7 +116,7 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (None, "cannot read text"),
+        (None, "cannot be read"),
         (b" \n\n", "empty file"),
         (b"good\xff", "byte 0xff at offset 4"),
     ],

@@ -275,9 +275,9 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--exits", "2", "--beside", "plane"], "method: found 'plane', expected one of sorted, plain"),
         (["--exits", "4", "--method", "balcony"], "exits: expected one below the last"),
         (["--exits", "2", "--data", "{base}/short"], "short: found"),
-        (["--exits", "2", "--data", "{base}/none.txt"], "none.txt: cannot read text"),
+        (["--exits", "2", "--data", "{base}/none.txt"], "none.txt: cannot be read"),
         (["--exits", "2", "--kind", "instructions"], "text.txt: not JSON"),
-        (["--exits", "2", "--kind", "questions", "--data", "{base}/none.json"], "none.json: expected a file"),
+        (["--exits", "2", "--kind", "questions", "--data", "{base}/none.json"], "none.json: cannot be read"),
         (["--exits", "2", "--out", "{base}/model"], "exists already"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.squad_official import evaluate_1, evaluate_2
 from tests.tasks.test_metrics import TEXTS
 from tinykron.errors import DataError
-from tinykron.tasks.squad_score import official_1, official_2
+from tinykron.tasks.squad import official_1, official_2
 
 GOLD = st.lists(TEXTS, min_size=1, max_size=3)
 ODDS = st.integers(-2, 2).map(lambda number: number / 2)  # with ties

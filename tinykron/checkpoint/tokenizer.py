@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinykron.checkpoint.safetensors_file import parse_json
 from tinykron.errors import CheckpointError
+from tinykron.support import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -141,10 +142,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise CheckpointError(f"{path}: expected UTF-8 text, found {found}") from None
+    return files.read(path, CheckpointError, "utf-8")

@@ -5,20 +5,7 @@ from tinykron.data.shipped import shipped_folder, weights_folder
 from tinykron.data.tokens import END_OF_TEXT, IGNORED, encode, sample_batch, train_tokenizer, uncut, windows
 
 __all__ = [
-    "Docstring",
-    "Document",
-    "END_OF_TEXT",
-    "IGNORED",
-    "docstrings",
-    "documents",
-    "encode",
-    "language_reference",
-    "sample_batch",
-    "shipped_folder",
-    "split",
-    "train_tokenizer",
-    "uncut",
-    "weights_folder",
-    "whole_files",
+    "Docstring", "Document", "END_OF_TEXT", "IGNORED", "docstrings", "documents", "encode", "language_reference",
+    "sample_batch", "shipped_folder", "split", "train_tokenizer", "uncut", "weights_folder", "whole_files",
     "windows",
-]
+]  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from tinykron.errors import DataError
+from tinykron.support import files
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 
@@ -61,20 +62,14 @@ def whole_files(source: str | Path) -> list[tuple[str, str]]:
     path = Path(source)
     if not path.is_dir():
         return [(path.name, _read(path))]
-    files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
-    if not files:
+    found = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
+    if not found:
         raise DataError(f"{path}: found no text, expected files ending in {', '.join(TEXT_SUFFIXES)}")
-    return [(file.relative_to(path).as_posix(), _read(file)) for file in files]
+    return [(file.relative_to(path).as_posix(), _read(file)) for file in found]
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise DataError(f"{path}: expected UTF-8 text, found {found}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot read text: {error.strerror}") from error
+    text = files.read(path).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise DataError(f"{path}: expected text, found an empty file")
     return text
@@ -195,12 +190,3 @@ def split(documents: Sequence[Item], held_out: float = 0.05) -> tuple[list[Item]
 def _place(document: Named) -> float:
     """A number in [0, 1) drawn by the document's name."""
     return int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:6], "big") / 2**48
-
-
-# Tokens -------------------------------------------------------------------------------------------------------------
-
-
-# Batches ------------------------------------------------------------------------------------------------------------
-
-
-# What ships with tinykron -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinykron.data.tokens import IGNORED, end_token, uncut
 from tinykron.errors import DataError
+from tinykron.support import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,7 +55,7 @@ def prompt(instruction: str, given: str = "") -> str:
 
 def read_instructions(path: str | Path) -> list[Example]:
     """Return the examples of a file in Alpaca's layout. Raises DataError naming the file, the entry and what is off."""
-    return parse_instructions(file_text(path), str(path))
+    return parse_instructions(files.read(Path(path)), str(path))
 
 
 def parse_instructions(text: str, name: str) -> list[Example]:
@@ -76,14 +77,6 @@ def parse_instructions(text: str, name: str) -> list[Example]:
             raise DataError(f"{place}: expected an instruction, found an empty text")
         examples.append(Example(prompt(given["instruction"], given["input"]), given["output"]))
     return examples
-
-
-def file_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file. Raises DataError naming it."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a file in UTF-8: {error}") from None
 
 
 def parse_json(text: str, name: str) -> Any:

@@ -16,16 +16,6 @@ from tinykron.tasks.registry import (
 from tinykron.train.settings import mean_score
 
 __all__ = [
-    "TASKS",
-    "Task",
-    "TaskEvaluation",
-    "answer_files",
-    "check_context",
-    "evaluate",
-    "find",
-    "fitted",
-    "mean_score",
-    "ready",
-    "render",
-    "source_of",
-]
+    "TASKS", "Task", "TaskEvaluation", "answer_files", "check_context", "evaluate", "find", "fitted", "mean_score",
+    "ready", "render", "source_of",
+]  # fmt: skip

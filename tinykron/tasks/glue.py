@@ -14,6 +14,7 @@ from tinykron.backend import to_device
 from tinykron.data.batch import Batch
 from tinykron.errors import DataError
 from tinykron.fused import cross_entropy, log_softmax
+from tinykron.support import files
 from tinykron.tasks import metrics
 from tinykron.tasks.features import Features, encode
 from tinykron.tensor import Tensor
@@ -94,15 +95,15 @@ class Glue:
         """
         if split not in self.files:
             raise DataError(f"{self.name} has no set {split!r}, expected one of {', '.join(self.files)}")
-        for files in self.files[split]:
-            texts = [self._text(source, file.name) for file in files]
+        for chosen in self.files[split]:
+            texts = [self._text(source, file.name) for file in chosen]
             if None not in texts:
                 break
         else:
-            names = " or ".join(" with ".join(file.name for file in files) for files in self.files[split])
+            names = " or ".join(" with ".join(file.name for file in way) for way in self.files[split])
             where = source if isinstance(source, Path) else "the files given"
             raise DataError(f"{where}: expected {names} of {self.name}, there or in a folder {self.folder}")
-        parts = [self._examples(source, file, text or "", split) for file, text in zip(files, texts, strict=True)]
+        parts = [self._examples(source, file, text or "", split) for file, text in zip(chosen, texts, strict=True)]
         return Split([example for part in parts for example in part.examples], sum(part.dropped for part in parts))
 
     def _text(self, source: Source, name: str) -> str | None:
@@ -110,13 +111,7 @@ class Glue:
         if not isinstance(source, Path):
             return source.get(name)
         path = next((path for path in (source / name, source / self.folder / name) if path.is_file()), None)
-        try:
-            return path.read_bytes().decode("utf-8-sig") if path else None
-        except UnicodeDecodeError as error:
-            found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-            raise DataError(f"{path}: expected UTF-8 text, found {found}") from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        return files.read(path) if path else None
 
     def _examples(self, source: Source, file: File, text: str, split: str) -> Split:
         tested = split in self.submissions

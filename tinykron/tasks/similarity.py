@@ -6,6 +6,7 @@ No head is trained: the score of a pair is the cosine of its two embeddings. Cer
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -16,6 +17,7 @@ import numpy as np
 
 from tinykron.errors import DataError, TinykronError
 from tinykron.models.bert import Bert, sentence_embeddings
+from tinykron.support import files
 from tinykron.tasks import glue
 from tinykron.tasks.metrics import pearson, spearman
 
@@ -50,11 +52,7 @@ def read(source: str | Path) -> list[Pair]:
     if path.is_dir():
         examples = glue.TASKS["glue/stsb"].read(path, "dev").examples
         return [Pair(example.texts[0], example.texts[1], float(example.label)) for example in examples]
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return _pairs(path, csv.reader(file, strict=True))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    return _pairs(path, csv.reader(io.StringIO(files.read(path), newline=""), strict=True))
 
 
 def _pairs(path: Path, rows: Any) -> list[Pair]:
@@ -95,14 +93,13 @@ def agreement(model: Bert, pairs: Sequence[Pair], where: str = "", batch: int = 
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
     vectors_ND = sentence_embeddings(model, texts, batch)
     row = {text: number for number, text in enumerate(texts)}
-    first_PD, second_PD = (vectors_ND[[row[text] for text in side]] for side in zip(*map(_texts, pairs), strict=True))
+    first_PD, second_PD = (
+        vectors_ND[[row[text] for text in side]]
+        for side in zip(*((pair.first, pair.second) for pair in pairs), strict=True)
+    )
     cosines_P = (first_PD * second_PD).sum(axis=1)
     scores_P = np.array([pair.score for pair in pairs])
     return Agreement(pearson(cosines_P, scores_P), spearman(cosines_P, scores_P), len(pairs), where)
-
-
-def _texts(pair: Pair) -> tuple[str, str]:
-    return pair.first, pair.second
 
 
 def render(found: Agreement) -> str:

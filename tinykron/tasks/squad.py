@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0: their files, windows over long texts, n-best answers and the null threshold.
+"""SQuAD 1.1 and 2.0: their files, windows over long texts, n-best answers, the null threshold, and the official scores.
 
 Rajpurkar et al. 2016 and 2018; windows and decoding as in Devlin et al. 2019, section 4.2 and 4.3, and its code.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from pathlib import Path
@@ -20,14 +20,16 @@ from tinykron.data.batch import Batch
 from tinykron.data.masking import Masking
 from tinykron.errors import DataError
 from tinykron.fused import MASKED, cross_entropy
+from tinykron.support import files
 from tinykron.tasks.features import Features
 from tinykron.tasks.glue import Source, Split
-from tinykron.tasks.squad_score import official_1, official_2
+from tinykron.tasks.metrics import exact_match, normalised, token_f1
 from tinykron.tensor import Tensor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+Gold = Mapping[str, Sequence[str]]  # by a question's id, what people answered; nothing where there is no answer
 NONE = 0, 0  # the target of a window without the answer: [CLS]
 
 
@@ -114,11 +116,7 @@ class Squad:
         name = self.files[split]
         if isinstance(source, Path):
             path = source if source.is_file() else source / name
-            try:
-                text = path.read_bytes().decode("utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}: expected {self.name} in UTF-8: {error}") from None
-            name = str(path)
+            text, name = files.read(path), str(path)
         elif name in source:
             text = source[name]
         else:
@@ -266,13 +264,13 @@ class Squad:
         def said(answer: Answer) -> str:
             return "" if self.no_answer and answer.null_odds > self.null_threshold else answer.text
 
-        files: dict[str, Any] = {
+        sent: dict[str, Any] = {
             self.submissions[split]: {name: said(answer) for name, answer in answers.items()},
             "nbest_predictions.json": {name: [vars(g) for g in answer.best] for name, answer in answers.items()},
         }
         if self.no_answer:
-            files["null_odds.json"] = {name: answer.null_odds for name, answer in answers.items()}
-        return {name: json.dumps(content, indent=1) + "\n" for name, content in files.items()}
+            sent["null_odds.json"] = {name: answer.null_odds for name, answer in answers.items()}
+        return {name: json.dumps(content, indent=1) + "\n" for name, content in sent.items()}
 
 
 def _questions(content: Any) -> Any:
@@ -316,6 +314,90 @@ def _tokens_of(spans: Sequence[tuple[int, int]], answer: str, start: int) -> tup
     inside = [token for token, (a, b) in enumerate(spans) if b > start and a < start + len(answer)]
     return (inside[0], inside[-1]) if inside else None
 
+
+# What the official scripts print --------------------------------------------------------------------------------------
+
+
+def official_1(gold: Gold, answers: Mapping[str, str]) -> dict[str, float]:
+    """Return exact_match and f1 of SQuAD 1.1: the best over a question's gold answers, the mean over all questions.
+
+    A question that was not answered counts as wrong. Raises DataError without a question. Rajpurkar et al. 2016.
+    """
+    if not gold:
+        raise DataError("SQuAD 1.1: expected questions, found none")
+    exact = {name: _best(exact_match, texts, answers[name]) for name, texts in gold.items() if name in answers}
+    f1 = {name: _best(_f1_of_words, texts, answers[name]) for name, texts in gold.items() if name in answers}
+    return {"exact_match": 100.0 * sum(exact.values()) / len(gold), "f1": 100.0 * sum(f1.values()) / len(gold)}
+
+
+def _f1_of_words(answer: str, gold: str) -> float:
+    return token_f1(answer, gold) if normalised(answer) else 0.0  # two answers without a word share none in 1.1
+
+
+def _best(metric: Callable[[str, str], float], golds: Sequence[str], answer: str) -> float:
+    return max(metric(answer, gold) for gold in golds)
+
+
+def official_2(
+    gold: Gold, answers: Mapping[str, str], null: Mapping[str, float] | None = None, threshold: float = 1.0
+) -> dict[str, float]:
+    """Return what the script of SQuAD 2.0 does, under its names, in per cent; thresholds are as `null` has them.
+
+    null       how sure the model is that a question has no answer: a probability, or odds; None: never sure
+    threshold  where `null` is above it, there is no answer, whatever `answers` says
+    A question that was not answered is left out, as the script does. Raises DataError if none was answered, or one
+    without its `null`. Rajpurkar et al. 2018.
+    """
+    asked = [name for name in gold if name in answers]
+    if not asked or (null is not None and not all(name in null for name in asked)):
+        raise DataError("SQuAD 2.0: expected answers to the questions, and odds for each; some are missing")
+    golds = {name: [text for text in gold[name] if normalised(text)] or [""] for name in asked}
+    raw = {
+        "exact": {name: _best(exact_match, golds[name], answers[name]) for name in asked},
+        "f1": {name: _best(token_f1, golds[name], answers[name]) for name in asked},
+    }
+    none = {name for name in asked if null is not None and null[name] > threshold}
+    found: dict[str, float] = {}
+    for prefix, names in (
+        ("", asked),
+        ("HasAns_", [name for name in asked if gold[name]]),
+        ("NoAns_", [name for name in asked if not gold[name]]),
+    ):
+        if names:
+            for metric, scores in raw.items():
+                kept = [float(not gold[name]) if name in none else scores[name] for name in names]
+                found[prefix + metric] = 100.0 * sum(kept) / len(names)
+            found[f"{prefix}total"] = len(names)
+    if null is not None:
+        for metric, scores in raw.items():
+            best, at = best_threshold(gold, answers, scores, null)
+            found |= {f"best_{metric}": best, f"best_{metric}_thresh": at}
+    return found
+
+
+def best_threshold(
+    gold: Gold, answers: Mapping[str, str], scores: Mapping[str, float], null: Mapping[str, float]
+) -> tuple[float, float]:
+    """Return the best score, in per cent, that a threshold for `null` reaches, and the lowest such threshold.
+
+    At first no question is answered, and those without an answer count; then one after the other is, the surest first.
+    Questions with the same `null` are taken one by one, as the official script does.
+    """
+    reached = best = float(sum(not texts for texts in gold.values()))
+    at = 0.0
+    for name in sorted(null, key=lambda name: null[name]):
+        if name not in scores:
+            continue
+        if gold[name]:
+            reached += scores[name]
+        elif answers[name]:
+            reached -= 1.0
+        if reached > best:
+            best, at = reached, null[name]
+    return 100.0 * best / len(scores), at
+
+
+# The tasks ------------------------------------------------------------------------------------------------------------
 
 TASKS = {
     task.name: task
