@@ -47,7 +47,7 @@ EXCEPTIONS = {("tensor", "ops"), ("tensor", "shapes")}  # at its end: the operat
 BUDGETS = {  # lines of code, as `code_lines` counts them
     "the engine": (ENGINE, 1800),
     "the path of an afternoon": (AFTERNOON, 3000),
-    "the package": (list(MODULES), 17900),  # to come down to 15,000
+    "the package": (list(MODULES), 17950),  # to come down to 15,000
 }
 
 

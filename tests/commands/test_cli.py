@@ -130,7 +130,7 @@ BAD_INPUT = {
     "a model that writes nothing": (["generate", BERT], "no causal language"),
     "a recipe for another family": (["run", "kngpt2", "--model", LLAMA], "expected a Bert or GPT2, found a Llama"),
     "a temperature below 0": (["generate", "{teacher}", "--temperature", "-1"], "temperature"),
-    "top-p above 1": (["generate", "{teacher}", "--top-p", "2"], "top_p"),
+    "top-p above 1": (["generate", "{teacher}", "--top-p", "2"], "argument --top-p: found 2.0"),
     "an empty prompt": (["generate", "{teacher}", "--prompt", ""], "prompt"),
     "a prompt beyond the context": (["generate", "{teacher}", "--prompt", "the list " * 99], "context"),
     "a missing text": ([*RUN, "--data", "{base}/no.txt", "--out", "{base}/x"], "no.txt"),

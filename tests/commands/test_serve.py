@@ -101,7 +101,7 @@ def test_drafts_know_frequent_tokens_alone(capsys, sorted_folder, tmp_path):
     code, _, err = call(capsys, "generate", folder, *TEXT, "--shortlist", "9")
     assert code == 2 and "expected --speculate or --draft" in err
     code, _, err = call(capsys, "generate", folder, *TEXT, "--shortlist", "0", "--speculate", "2")
-    assert code == 2 and "--shortlist: expected a whole number >= 1" in err
+    assert code == 2 and "--shortlist: found 0, expected a whole number from 1 on" in err
 
 
 def test_auto_takes_the_exit_that_says_what_the_model_says(capsys, sorted_folder, tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_a_folder_without_exits_says_so(capsys, sorted_folder, tmp_path):
         assert code == 2 and word in err
 
 
-# sort --calibrate -----------------------------------------------------------------------------------------------------
+# promise --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,13 +221,14 @@ def prompt_file(tmp_path):
 
 
 def test_calibrating_prints_what_was_tested_and_the_promise(capsys, sorted_folder, prompt_file):
-    options = ["--calibrate", "delta=.3", "epsilon=.1", "tokens=2", "--prompts", prompt_file, "--exits", "2"]
-    code, out, _ = call(capsys, "sort", sorted_folder, *options)
+    options = ["--delta", ".3", "--prompts", prompt_file, "--exits", "2"]
+    greedy = ["--epsilon", ".1", "--tokens", "2"]
+    code, out, _ = call(capsys, "promise", sorted_folder, *options, *greedy)
     assert code == 0 and "of 60 fail, p " in out and "written: " in out and "at most a share of 0.3" in out
-    code, out, _ = call(capsys, "sort", sorted_folder, *options, "--json")
+    code, out, _ = call(capsys, "promise", sorted_folder, *options, *greedy, "--json")
     found = json.loads(out)
     assert code == 0 and list(found["promise"]["thresholds"]) == ["2"] and found["tested"][0]["failures"] >= 0
-    code, out, _ = call(capsys, "sort", sorted_folder, *options[:1], "loss=.5", "delta=.3", *options[4:])
+    code, out, _ = call(capsys, "promise", sorted_folder, *options, "--loss", ".5")
     assert code == 0 and "prompt's own loss is more than 0.5 nats" in out
 
 
@@ -235,7 +236,7 @@ def test_what_cannot_be_promised_is_said(capsys, monkeypatch, sorted_folder, pro
     monkeypatch.setattr(
         thresholds.calibrate_folder, "__defaults__", (*thresholds.calibrate_folder.__defaults__[:-1], (0.0,))
     )
-    code, out, _ = call(capsys, "sort", sorted_folder, "--calibrate", "tokens=8", "--prompts", prompt_file)
+    code, out, _ = call(capsys, "promise", sorted_folder, "--tokens", "8", "--prompts", prompt_file)
     assert code == 1 and "no threshold can be promised" in out
 
 
@@ -246,7 +247,7 @@ def test_ctrl_c_leaves_the_folder_as_it_is(capsys, monkeypatch, sorted_folder, p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(thresholds, "changes", lambda *model, **options: interrupted)
-    code, _, err = call(capsys, "sort", sorted_folder, "--calibrate", "tokens=8", "--prompts", prompt_file)
+    code, _, err = call(capsys, "promise", sorted_folder, "--tokens", "8", "--prompts", prompt_file)
     assert code == 130 and "interrupted" in err
     assert (sorted_folder / "exits.json").read_text() == before
 
@@ -254,27 +255,23 @@ def test_ctrl_c_leaves_the_folder_as_it_is(capsys, monkeypatch, sorted_folder, p
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--calibrate"], "expected --prompts FILE"),
-        ([], "expected --out DIR, or --calibrate"),
-        (["--calibrate", "gamma=1", "--prompts", "{file}"], "found 'gamma=1'"),
-        (["--calibrate", "delta=small", "--prompts", "{file}"], "delta: expected a number, found 'small'"),
-        (
-            ["--calibrate", "delta=.01", "--prompts", "{file}"],
-            "60 prompts prove nothing, whatever they give; at least 29",
-        ),
-        (["--calibrate", "--prompts", "nowhere.txt"], "nowhere.txt"),
-        (["--calibrate", "--prompts", "{file}", "--exits", "2,1"], "from shallow to deep"),
-        (["--calibrate", "--prompts", "{file}", "--exits", "2;3"], "--exits"),
-        (["--calibrate", "missing=guess", "--prompts", "{file}"], "found 'guess'"),
+        ([], "required: --prompts"),
+        (["--gamma", "1", "--prompts", "{file}"], "unrecognized arguments: --gamma 1"),
+        (["--delta", "small", "--prompts", "{file}"], "--delta: found 'small', expected a number above 0 and below 1"),
+        (["--delta", ".01", "--prompts", "{file}"], "60 prompts prove nothing, whatever they give; at least 29"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--prompts", "{file}", "--exits", "2,1"], "from shallow to deep"),
+        (["--prompts", "{file}", "--exits", "2;3"], "--exits"),
+        (["--missing", "guess", "--prompts", "{file}"], "'guess'"),
     ],
 )
 def test_bad_input_to_calibrating_gets_one_line(capsys, sorted_folder, prompt_file, options, word):
-    code, _, err = call(capsys, "sort", sorted_folder, *(option.format(file=prompt_file) for option in options))
+    code, _, err = call(capsys, "promise", sorted_folder, *(option.format(file=prompt_file) for option in options))
     assert code == 2 and err.splitlines()[-1].startswith("tinykron: ") and word in err
 
 
 def test_the_lists_of_exits_are_checked_before_anything_runs(capsys, sorted_folder, prompt_file, tmp_path):
     tk.save(tk.load(sorted_folder), tmp_path / "plain")
     lists(tmp_path / "plain", "2,4")
-    code, _, err = call(capsys, "sort", tmp_path / "plain", "--calibrate", "--prompts", prompt_file)
+    code, _, err = call(capsys, "promise", tmp_path / "plain", "--prompts", prompt_file)
     assert code == 2 and "config.json: " in err and "exits: expected " in err

@@ -266,7 +266,7 @@ def test_a_damaged_promise_is_named(folder, text):
 
 
 def test_a_folder_without_a_promise_says_how_to_make_one(folder):
-    with pytest.raises(CheckpointError, match="has no exits.json.*sort FOLDER --calibrate"):
+    with pytest.raises(CheckpointError, match="has no exits.json.*promise FOLDER --delta"):
         read(folder)
 
 

@@ -1,99 +1,69 @@
-"""The command line's verbs that decode: `generate`, `bench exits`, and `sort --calibrate`."""
+"""`tinykron generate`: continue a prompt; leave early, speculate, run a part of an elastic model."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinykron.commands.sort_grid import numbers, within_budget
-from tinykron.decode.sampling import whole
-from tinykron.errors import TinykronError, UntrainedExitWarning
+from tinykron.commands.options import COUNT, LR, SHARE, model, model_folder, say, told_of_exits
+from tinykron.errors import TinykronError
 
 PROBE = 24  # tokens that `--speculate auto` writes to see which exit agrees with the model
 
 
-def bench_options(bench: argparse.ArgumentParser) -> None:
-    """Add what `bench exits` takes beside a model."""
-    bench.add_argument("--exits", metavar="2,4,6", help="exits: to measure (default: those trained, else three)")
-    bench.add_argument("--drafts", metavar="1,2,4", help="exits: tokens drafted a round (default 1,2,4,6)")
-    bench.add_argument("--prompts", type=int, default=4, metavar="N", help="exits: to continue (default 4)")
-    bench.add_argument("--shortlist", metavar="512,2048", help="exits: numbers of frequent tokens that drafts may know")
-    bench.add_argument("--data", metavar="TEXT", help="exits: to take prompts from and measure losses on")
-    bench.add_argument("--out", metavar="DIR", help="exits: folder for the table, its JSON and a heat map")
-
-
-def bench_exits(options: argparse.Namespace, folder: Path) -> int:
-    """Run `bench exits`."""
-    from tinykron.bench import exits_report as report
-    from tinykron.bench.exits import bench_exits as measure
-
-    found = measure(
-        folder,
-        numbers("--exits", options.exits) if options.exits else None,
-        numbers("--drafts", options.drafts) if options.drafts else None,
-        options.data,
-        options.prompts,
-        threads=options.threads,
-        repeats=options.repeats,
-        shortlists=numbers("--shortlist", options.shortlist) if options.shortlist else None,
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what `generate` takes."""
+    model(parser)
+    parser.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
+    parser.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="default 60, or what the context holds")
+    parser.add_argument("--temperature", type=LR, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument("--top-k", type=COUNT, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=SHARE, metavar="P", help="draw from the likeliest tokens that reach P together")
+    parser.add_argument("--exit", type=COUNT, metavar="N", help="decode by the first N blocks")
+    parser.add_argument(
+        "--confident", action="store_true", help="leave by the thresholds that the folder promises with"
     )
-    if options.out:
-        report.write(found, options.out)
-    print(json.dumps(report.as_dict(found), indent=2) if options.json else report.render(found).rstrip("\n"))
-    if options.out:
-        print(f"table, JSON and heat map: {options.out}", file=sys.stderr)
-    return 130 if found.interrupted else 0
-
-
-# generate -------------------------------------------------------------------------------------------------------------
-
-
-def generate_options(sub: argparse.ArgumentParser) -> None:
-    """Add what `generate` takes beside a model."""
-    sub.add_argument("--prompt", default="The list type", help='text to continue (default "The list type")')
-    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="default 60, or what the context holds")
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    sub.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    sub.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together")
-    sub.add_argument("--exit", type=int, metavar="N", help="decode by the first N blocks")
-    sub.add_argument("--confident", action="store_true", help="leave by the thresholds that the folder promises with")
-    sub.add_argument(
+    parser.add_argument(
         "--threshold", metavar="T", help="leave where so sure: .9 at trained exits, or 2:.9,4:.8; a draft, too"
     )
-    sub.add_argument(
+    parser.add_argument(
         "--missing", choices=("recompute", "copy"), help="keys of blocks that a token skipped: exact, or not"
     )
-    sub.add_argument("--speculate", metavar="EXIT[:DRAFTS]", help="draft by an exit, the text stays; auto: choose one")
-    sub.add_argument("--draft", metavar="MODEL[:DRAFTS]", help="draft by another model, the text stays")
-    sub.add_argument("--shortlist", type=int, metavar="N", help="drafts know the folder's N most frequent tokens alone")
+    parser.add_argument(
+        "--speculate", metavar="EXIT[:DRAFTS]", help="draft by an exit, the text stays; auto: choose one"
+    )
+    parser.add_argument("--draft", metavar="MODEL[:DRAFTS]", help="draft by another model, the text stays")
+    parser.add_argument(
+        "--shortlist", type=COUNT, metavar="N", help="drafts know the folder's N most frequent tokens alone"
+    )
+    parser.add_argument(
+        "--budget", type=SHARE, metavar="S", help="of an elastic model: the best point that takes a share S of its cost"
+    )
+    parser.add_argument("--budget-of", choices=("flops", "bytes"), default="flops", help="the cost (default flops)")
 
 
-def generate(options: argparse.Namespace, folder: Path) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run `generate`."""
     from tinykron import checkpoint
-    from tinykron.decode.generate import Trace
-    from tinykron.decode.generate import generate as write
+    from tinykron.decode.generate import Trace, generate
 
-    model = checkpoint.load(folder)
-    if model.tokenizer is None:
+    folder = model_folder(options)
+    loaded = checkpoint.load(folder)
+    if loaded.tokenizer is None:
         raise TinykronError(f"{folder}: expected a tokenizer.json, to read the prompt with")
-    model = within_budget(options, folder, model)
-    ids = model.tokenizer.encode(options.prompt).ids
+    loaded = _within_budget(options, folder, loaded)
+    ids = loaded.tokenizer.encode(options.prompt).ids
     count = options.max_new_tokens
     if count is None:
-        count = max(1, min(60, model.context - len(ids)))
+        count = max(1, min(60, loaded.context - len(ids)))
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
-    with _told_of_exits():
-        rule = _rule(options, folder, model, ids, count)
+    with told_of_exits():
+        rule = _rule(options, folder, loaded, ids, count)
     said = ""  # the prompt goes before the first piece: by then the arguments have proved good
 
     def stream(piece: str) -> None:
@@ -102,8 +72,8 @@ def generate(options: argparse.Namespace, folder: Path) -> int:
         said = options.prompt + piece
 
     trace, start = Trace(), time.perf_counter()
-    written = write(
-        model,
+    written = generate(
+        loaded,
         ids,
         count,
         **sampling,
@@ -115,11 +85,11 @@ def generate(options: argparse.Namespace, folder: Path) -> int:
     seconds = time.perf_counter() - start
     found = account(trace, seconds)
     if options.json:
-        text = model.tokenizer.decode(written[len(ids) :].tolist())
+        text = loaded.tokenizer.decode(written[len(ids) :].tolist())
         print(json.dumps({"prompt": options.prompt, "text": text, "ids": written.tolist()} | found))
     else:
         print("" if said else options.prompt)
-        print(_in_words(found), file=sys.stderr)
+        say(_in_words(found))
     return 0
 
 
@@ -152,16 +122,6 @@ def _in_words(found: dict[str, Any]) -> str:
     return f"{line}; drafted {makers or 'none'}"
 
 
-@contextmanager
-def _told_of_exits() -> Iterator[None]:
-    """Print warnings of exits that were not trained as one line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UntrainedExitWarning)
-        yield
-    for warning in caught:
-        print(f"tinykron: warning: {warning.message}", file=sys.stderr)
-
-
 def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int], count: int) -> dict[str, Any]:
     """Return what `tinykron.generate` takes for the options on exits and drafts."""
     from tinykron.exits import thresholds
@@ -184,7 +144,7 @@ def _rule(options: argparse.Namespace, folder: Path, model: Any, ids: list[int],
             raise TinykronError(f"--missing: the folder's promise is for {promise.skipped}, found {options.missing}")
         if promise.tokens is not None and (count > promise.tokens or options.temperature > 0.0):
             line = f"tinykron: warning: the folder's promise is for greedy texts of at most {promise.tokens} tokens"
-            print(line, file=sys.stderr)
+            say(line)
         rule |= {"confidence": promise.thresholds, "skipped": promise.skipped}
     elif options.threshold:
         rule["confidence"] = _levels(options.threshold, model.exits, len(model.blocks))
@@ -207,7 +167,7 @@ def _drafts(options: argparse.Namespace, folder: Path, model: Any, ids: list[int
     rule: dict[str, Any] = {} if options.exit is None else {"exit": options.exit}
     listed = None
     if options.shortlist is not None:
-        listed = shortlist.read(folder, whole("--shortlist", options.shortlist, 1))
+        listed = shortlist.read(folder, options.shortlist)
     if options.speculate:
         rule |= _speculation(options, model, ids, count, listed)
         trained, blocks = model.exits, rule.get("draft", 0)
@@ -287,10 +247,10 @@ def _chosen(model: Any, ids: list[int], probe: int, listed: np.ndarray | None) -
         acceptances = dict(zip(inner, shares.tolist(), strict=True))
         found = fastest_draft(acceptances, lengths, lambda e, length, a: costs.speedup(e, blocks, length, a, size))
     if found is None:
-        print("speculate: no exit is predicted to help; decoding plainly", file=sys.stderr)
+        say("speculate: no exit is predicted to help; decoding plainly")
         return {}
     exit, length, speedup = found
-    print(f"speculate: exit {exit}, {length} drafts: predicted {speedup:.2f} times as fast", file=sys.stderr)
+    say(f"speculate: exit {exit}, {length} drafts: predicted {speedup:.2f} times as fast")
     return {"draft": exit, "draft_length": length}
 
 
@@ -302,53 +262,15 @@ def _place(text: str) -> tuple[str, dict[str, int]]:
     return text, {}
 
 
-# sort --calibrate -----------------------------------------------------------------------------------------------------
+def _within_budget(options: argparse.Namespace, folder: Path, model: Any) -> Any:
+    """Return what a --budget leaves of the model of a folder, cut out; the model without one. Say what it is."""
+    if options.budget is None:
+        return model
+    from tinykron import kron
+    from tinykron.exits import pareto
 
-
-def calibrate_options(sub: argparse.ArgumentParser) -> None:
-    """Add what calibrating thresholds takes; `--exits` is the verb's own."""
-    keys = "delta=.05, the share of prompts that may fail; epsilon=.05; tokens=40; loss=NATS, missing=copy"
-    sub.add_argument("--calibrate", nargs="*", metavar="KEY=VALUE", help=f"thresholds with a promise: {keys}")
-    sub.add_argument("--prompts", metavar="FILE", help="of --calibrate: one a line, or JSON lines")
-
-
-def calibrate(options: argparse.Namespace, folder: Path) -> int:
-    """Calibrate a folder's thresholds; 1 where nothing can be promised."""
-    from dataclasses import asdict
-
-    from tinykron.exits import thresholds
-
-    if not options.prompts:
-        raise TinykronError("--calibrate: expected --prompts FILE")
-    given = _settings(options.calibrate)
-    named = options.exits and options.out is None  # else they were trained just now, and the folder names them
-    exits = numbers("--exits", options.exits) if named else None
-    try:
-        with _told_of_exits():
-            found, promise = thresholds.calibrate_folder(folder, options.prompts, exits=exits, **given)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on at the threshold where it was", file=sys.stderr)
-        return 130
-    if options.json:
-        print(json.dumps(asdict(found) | {"promise": promise and asdict(promise)}, indent=2))
-    else:
-        for one in found.tested:
-            level = next(iter(one.candidate.values()))
-            print(f"threshold {level:g}: {one.failures} of {found.prompts} fail, p {one.p_value:.2g}")
-        print(f"{promise}\nwritten: {folder / thresholds.FILE}" if promise else thresholds.refusal(found))
-    return 0 if promise else 1
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """Return delta=.05 and so on as arguments of `calibrate_folder`."""
-    names = {"delta": "delta", "epsilon": "epsilon", "loss": "bound", "tokens": "tokens", "missing": "skipped"}
-    given: dict[str, Any] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key not in names:
-            raise TinykronError(f"--calibrate: expected {', '.join(f'{name}=' for name in names)}, found {pair!r}")
-        try:
-            given[names[key]] = value if key == "missing" else int(value) if key == "tokens" else float(value)
-        except ValueError:
-            raise TinykronError(f"--calibrate: {key}: expected a number, found {value!r}") from None
-    return given
+    measured = pareto.read(folder)
+    best = measured.best(options.budget, options.budget_of)
+    costs = f"{best.flops / measured.full.flops:.2f} of the FLOPs, {best.bytes / measured.full.bytes:.2f} of the bytes"
+    say(f"{best.point}: {costs}, held-out loss {best.loss:.3f} nats a token")
+    return kron.cut(model, *best.point)

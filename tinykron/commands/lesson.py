@@ -1,4 +1,4 @@
-"""The command line's verb `lesson`: open a copy in the browser, check copies in the terminal, write pages."""
+"""`tinykron lesson`: open a copy in the browser, check copies in the terminal, write pages."""
 
 from __future__ import annotations
 
@@ -14,22 +14,31 @@ from pathlib import Path
 from tinykron.backend import current_device
 from tinykron.errors import TinykronError
 from tinykron.learn.copies import Lesson, begin, find, lessons, reset, state, workplace
+from tinykron.support.numbers import option, whole
 
 ACTIONS = "list, check, next, reset, update, export"
 
 
-def lesson_options(verb: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     """Add what `lesson` takes."""
-    verb.add_argument("what", nargs="?", default="0", metavar="N", help=f"a lesson's number (default 0), or {ACTIONS}")
-    verb.add_argument(
+    parser.add_argument(
+        "what", nargs="?", default="0", metavar="N", help=f"a lesson's number (default 0), or {ACTIONS}"
+    )
+    parser.add_argument(
         "which", nargs="?", help="of check, reset, update: a lesson's number; of export: the folder to make"
     )
-    verb.add_argument("--folder", metavar="DIR", help="of your copies (default: my_lessons in your home folder)")
-    verb.add_argument("--headless", action="store_true", help="open no browser; print the address")
-    verb.add_argument("-p", "--port", type=int, metavar="P", help="of the page (default: a free one from 2718 on)")
+    parser.add_argument("--folder", metavar="DIR", help="of your copies (default: my_lessons in your home folder)")
+    parser.add_argument("--headless", action="store_true", help="open no browser; print the address")
+    parser.add_argument(
+        "-p",
+        "--port",
+        type=option(whole, least=1, most=65535),
+        metavar="P",
+        help="of the page (default: a free one from 2718 on)",
+    )
 
 
-def lesson(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run `lesson`: exit code 1 where `check` found something that is not done."""
     if importlib.util.find_spec("marimo") is None:
         raise TinykronError('the lessons need marimo, which is not installed: pip install "tinykron[lessons]"')

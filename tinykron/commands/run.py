@@ -1,26 +1,31 @@
-"""The command line's verb for recipes: `run`."""
+"""`tinykron run`: a recipe, from a checkpoint to a report."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from tinykron.commands.options import model, model_folder, say
 from tinykron.errors import TinykronError
 
 
-def recipe_options(run: argparse.ArgumentParser) -> None:
-    """Add what `run` takes beside a model."""
-    run.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name that --list shows, or a .toml file")
-    run.add_argument("--list", action="store_true", help="say which recipes there are")
-    run.add_argument("--show", action="store_true", help="print the recipe's file, to copy and edit")
-    run.add_argument("--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)")
-    run.add_argument("--task", metavar="TASK", help="fine-tune on this one, in place of the recipe's")
-    run.add_argument("--task-data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
-    run.add_argument("--pairs", metavar="CSV", help="sentence pairs with scores, to measure a BERT's embeddings by")
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what `run` takes."""
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name that --list shows, or a .toml file")
+    parser.add_argument("--list", action="store_true", help="say which recipes there are")
+    parser.add_argument("--show", action="store_true", help="print the recipe's file, to copy and edit")
+    parser.add_argument(
+        "--data", metavar="TEXT", help="text file or folder (default: the text that every Python carries)"
+    )
+    parser.add_argument("--task", metavar="TASK", help="fine-tune on this one, in place of the recipe's")
+    parser.add_argument("--task-data", metavar="DIR", help="folder of the task's files; docs/ tasks need none")
+    parser.add_argument("--pairs", metavar="CSV", help="sentence pairs with scores, to measure a BERT's embeddings by")
     change = "in place of what the recipe says: pretrain.lr=1e-4, factorise.params=0.3"
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
-    run.add_argument("--out", metavar="DIR", help="folder to make (default: the recipe's name, or name-2, name-3, ...)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder to make (default: the recipe's name, or name-2, name-3, ...)"
+    )
+    model(parser, "--model")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,18 +48,16 @@ def run(options: argparse.Namespace) -> int:
     recipe = recipes.read(options.recipe, changes)
     if options.task:
         recipe = recipes.with_task(recipe, options.task)
-    model = hub.resolve(options.model, options.download) if options.model else None
+    teacher = hub.resolve(options.model, options.download) if options.model else None
     out = Path(options.out) if options.out else _free(Path(recipe.name))
-    found = stages.run(recipe, out, stages.Inputs(model, options.data, options.task_data, options.pairs))
+    found = stages.run(recipe, out, stages.Inputs(teacher, options.data, options.task_data, options.pairs))
     print(report.as_json(found) if options.json else report.render(found))
-    print(f"report and models: {out}", file=sys.stderr)
+    say(f"report and models: {out}")
     return 0
 
 
 def _sort(options: argparse.Namespace) -> int:
     """Run a recipe that trains exits, as `sort --config` does."""
-    from tinykron import data
-    from tinykron.checkpoint import hub
     from tinykron.commands import sort
 
     refused = [name for name in ("task", "task_data", "pairs", "set") if getattr(options, name)]
@@ -62,7 +65,7 @@ def _sort(options: argparse.Namespace) -> int:
         raise TinykronError(
             f"--{refused[0].replace('_', '-')}: {options.recipe} trains exits; `tinykron sort` has more"
         )
-    folder = hub.resolve(options.model, options.download) if options.model else data.weights_folder("gpt2-tiny")
+    folder = model_folder(options)
     out = options.out or str(_free(Path(Path(options.recipe).stem)))
     return sort.sort_by(options.recipe, folder, out, options.data, options.seed, options.json)
 

@@ -1,15 +1,12 @@
-"""The command line's verb for exits: `sort`."""
+"""`tinykron sort`: fine-tune a model so that chosen depths are models of their own."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tinykron.commands.generate import calibrate
-from tinykron.commands.sort_grid import numbers, run
+from tinykron.commands.options import COUNT, LR, NATURAL, POSITIVE, SHARE, given, model, model_folder, numbers, show
 from tinykron.errors import TinykronError
 
 METHODS = ("sorted", "plain", "heads", "extracted", "balcony")
@@ -17,65 +14,56 @@ KINDS = ("text", "instructions", "questions")
 LOSSES = ("mean", "sampled", "depth", "rotational")
 
 
-def sort_options(sub: argparse.ArgumentParser) -> None:
-    """Add what `sort` takes beside a model."""
-    sub.add_argument("--exits", metavar="2,4,6", help="numbers of blocks to leave after; all blocks are always one")
-    sub.add_argument("--out", metavar="DIR", help="folder to make (--calibrate alone needs none)")
-    sub.add_argument("--config", metavar="FILE", help="settings in TOML, or sorted-llama-13b: the paper's")
-    sub.add_argument("--method", choices=METHODS, help="sorted, or a baseline (default sorted)")
-    sub.add_argument("--loss", choices=LOSSES, help="of sorted: how exits are weighted (default mean)")
-    sub.add_argument("--distil", type=float, metavar="SHARE", help="of an inner exit's loss: KL from the last exit")
-    sub.add_argument("--draws", type=int, metavar="N", help="exits drawn in a step of --loss sampled")
-    sub.add_argument("--scale", type=float, metavar="E", help="by which depth weights grow (default 1)")
-    sub.add_argument("--beside", metavar="plain,heads", help="methods to train as long, and to measure beside it")
-    sub.add_argument("--kind", choices=KINDS, help="of the data: text (default), Alpaca's or TriviaQA's layout")
-    sub.add_argument("--data", metavar="TEXT", help="file, or folder of text (default: what every Python carries)")
-    sub.add_argument("--steps", type=int, metavar="N", help="of training (default 300)")
-    sub.add_argument("--batch", type=int, metavar="N", help="windows or examples of a step (default 8)")
-    sub.add_argument(
-        "--accumulate", type=int, metavar="N", help="batches whose gradients are averaged before a step (default 1)"
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what `sort` takes."""
+    model(parser)
+    parser.add_argument("--exits", metavar="2,4,6", help="numbers of blocks to leave after; all blocks are always one")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    parser.add_argument("--config", metavar="FILE", help="settings in TOML, or sorted-llama-13b: the paper's")
+    parser.add_argument("--method", choices=METHODS, help="sorted, or a baseline (default sorted)")
+    parser.add_argument("--loss", choices=LOSSES, help="of sorted: how exits are weighted (default mean)")
+    parser.add_argument("--distil", type=SHARE, metavar="SHARE", help="of an inner exit's loss: KL from the last exit")
+    parser.add_argument("--draws", type=NATURAL, metavar="N", help="exits drawn in a step of --loss sampled")
+    parser.add_argument("--scale", type=POSITIVE, metavar="E", help="by which depth weights grow (default 1)")
+    parser.add_argument("--beside", metavar="plain,heads", help="methods to train as long, and to measure beside it")
+    parser.add_argument("--kind", choices=KINDS, help="of the data: text (default), Alpaca's or TriviaQA's layout")
+    parser.add_argument("--data", metavar="TEXT", help="file, or folder of text (default: what every Python carries)")
+    parser.add_argument("--steps", type=COUNT, metavar="N", help="of training (default 300)")
+    parser.add_argument("--batch", type=COUNT, metavar="N", help="windows or examples of a step (default 8)")
+    parser.add_argument(
+        "--accumulate", type=COUNT, metavar="N", help="batches whose gradients are averaged before a step (default 1)"
     )
-    sub.add_argument(
-        "--context", type=int, metavar="N", help="tokens of a window (default 128) or example (default 512), at most"
+    parser.add_argument(
+        "--context", type=COUNT, metavar="N", help="tokens of a window (default 128) or example (default 512), at most"
     )
-    sub.add_argument("--lr", type=float, help="learning rate (default 5e-4)")
+    parser.add_argument("--lr", type=LR, help="learning rate (default 5e-4)")
 
 
-def sort(options: argparse.Namespace, folder: Path) -> int:
-    """Run `sort`; with --ranks, of a grid of exits and numbers of terms; then --calibrate what came out."""
-    if options.calibrate is not None and options.out is None:
-        return calibrate(options, folder)
-    if options.out is None:
-        raise TinykronError("sort: expected --out DIR, or --calibrate with --prompts for the folder itself")
-    code = run(options, folder) if options.ranks is not None else _sort(options, folder)
-    return calibrate(options, Path(options.out)) if code == 0 and options.calibrate is not None else code
-
-
-def _sort(options: argparse.Namespace, folder: Path) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run `sort`."""
     from tinykron.jobs import sort
 
-    names: list[str] = [field.name for field in fields(sort.Sorting) if field.name != "exits"]
-    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    chosen = given(options, "method kind loss distil draws scale steps batch accumulate context lr seed")
     if options.exits is not None:
-        given["exits"] = numbers("--exits", options.exits)
+        chosen["exits"] = numbers("--exits", options.exits)
     elif options.config is None:
         raise TinykronError("sort: expected --exits, such as 2,4,6, or --config")
-    settings = sort.Sorting.read(options.config, **given) if options.config else sort.Sorting(**given)
+    settings = sort.Sorting.read(options.config, **chosen) if options.config else sort.Sorting(**chosen)
     beside = options.beside.split(",") if options.beside else []
-    return _run(settings, folder, options.out, options.data, beside, options.json)
+    return _run(settings, model_folder(options), options.out, options.data, beside, options.json)
 
 
 def sort_by(recipe: str, folder: Path, out: str, source: str | None, seed: int | None, as_json: bool) -> int:
     """Run a recipe that trains exits."""
     from tinykron.jobs import sort
 
-    given = {} if seed is None else {"seed": seed}
-    return _run(sort.Sorting.read(recipe, **given), folder, out, source, [], as_json)
+    chosen = {} if seed is None else {"seed": seed}
+    return _run(sort.Sorting.read(recipe, **chosen), folder, out, source, [], as_json)
 
 
 def _run(settings: Any, folder: Path, out: str, source: str | None, beside: list[str], as_json: bool) -> int:
     from tinykron.jobs import sort
 
     found = sort.sort(folder, out, settings, source, beside)
-    print(json.dumps(found.as_dict(), indent=2) if as_json else sort.render(found))
+    show(as_json, found.as_dict, lambda: sort.render(found))
     return 0

@@ -14,17 +14,6 @@ from tinykron.exits.promises import (
 )
 
 __all__ = [
-    "Calibration",
-    "Candidate",
-    "SortedLoss",
-    "Tested",
-    "binomial_tail",
-    "calibrate",
-    "confidence",
-    "depth_weights",
-    "equal_weights",
-    "exit_loss",
-    "ladder",
-    "losses_by_confidence",
-    "prompts_needed",
-]
+    "Calibration", "Candidate", "SortedLoss", "Tested", "binomial_tail", "calibrate", "confidence", "depth_weights",
+    "equal_weights", "exit_loss", "ladder", "losses_by_confidence", "prompts_needed",
+]  # fmt: skip

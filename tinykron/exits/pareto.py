@@ -160,7 +160,7 @@ def read(folder: str | Path) -> Front:
     """
     path = Path(folder) / FILE
     if not path.exists():
-        raise CheckpointError(f"{path}: found nothing; `tinykron sort MODEL --ranks ... --exits ...` measures a grid")
+        raise CheckpointError(f"{path}: found nothing; `tinykron grid MODEL --ranks ... --exits ...` measures one")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         names = [field.name for field in fields(Measured)]

@@ -289,7 +289,7 @@ def read(folder: str | Path) -> Promise:
     """Return the promise that a folder holds. Raises CheckpointError where there is none, or its file is damaged."""
     path = Path(folder) / FILE
     if not path.exists():
-        hint = 'make one with "tinykron sort FOLDER --calibrate delta=0.05 epsilon=0.05 --prompts FILE"'
+        hint = 'make one with "tinykron promise FOLDER --delta 0.05 --epsilon 0.05 --prompts FILE"'
         raise CheckpointError(f"{folder}: has no {FILE}, so no calibrated thresholds; {hint}")
     found = _object(path)
     try:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     )  # fmt: skip
 
 __all__ = [
-    "Todo", "array_module", "bars", "check", "fast", "finish", "gate", "graph", "heat", "help", "host", "lines", "once",
-    "predict", "pretend_device", "reveal", "row", "table", "tape",
+    "Todo", "array_module", "bars", "check", "fast", "finish", "gate", "graph", "heat", "help", "host", "lines",
+    "once", "predict", "pretend_device", "reveal", "row", "table", "tape",
 ]  # fmt: skip
 
 
