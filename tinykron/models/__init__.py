@@ -1,3 +1,3 @@
 """The model families, one file each, on what they share in transformer.py."""
 
-__all__ = ["bert", "checks", "exit_parts", "gpt2", "labels", "llama", "transformer"]
+__all__ = ["bert", "checks", "exit_parts", "gpt2", "llama", "transformer"]

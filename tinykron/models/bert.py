@@ -11,8 +11,18 @@ import numpy as np
 
 from tinykron.backend import Array, xp_of
 from tinykron.errors import CheckpointError, DataError, ShapeError, TinykronError
-from tinykron.models.checks import Config, boolean, check_exits, check_ids, check_mask, number, positive
-from tinykron.models.labels import count, said, without_names
+from tinykron.models.checks import (
+    Config,
+    check_activation,
+    check_exits,
+    check_heads,
+    check_ids,
+    check_mask,
+    class_count,
+    class_names,
+    positive,
+    without_class_names,
+)  # fmt: skip
 from tinykron.models.transformer import ACTIVATIONS, Attention, Heads, Mlp, Model, Name, Output
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, constant
 from tinykron.tensor import Tensor, no_grad
@@ -27,13 +37,7 @@ HEADS = {  # of each class of transformers
     "BertForTokenClassification": "token",
     "BertForQuestionAnswering": "span",
 }
-DERIVED = ("head", "labels", "extra")  # what stands under another name in config.json
 SAID_ANEW = ("architectures", "add_pooling_layer")  # the latter in a config.json overrules transformers' own argument
-UNSUPPORTED = {"is_decoder": True, "add_cross_attention": True}
-SIZES = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
-    "type_vocab_size"
-).split()
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class BertConfig(Config):
     """The settings that shape a BERT, under the names of config.json; `extra` keeps whatever else the file says."""
 
     BLOCKS, UNITS = "num_hidden_layers", "intermediate_size"
+    SIZES = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "max_position_embeddings", "type_vocab_size",
+    )  # fmt: skip
+    SHARES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    FLAGS = ("tie_word_embeddings", "has_pooler")
+    REFUSED = {"is_decoder": True, "add_cross_attention": True}
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -68,37 +79,22 @@ class BertConfig(Config):
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> BertConfig:
         """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in DERIVED}
-        extra = {key: value for key, value in config.items() if key not in known and key not in SAID_ANEW}
-        for key in SIZES:
-            known[key] = positive(config, key, getattr(cls, key))
-        for key in ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            known[key] = number(config, key, getattr(cls, key), below=1.0)
-        if known.get("classifier_dropout") is not None:
-            number(config, "classifier_dropout", None, below=1.0)
-        known["tie_word_embeddings"] = boolean(config, "tie_word_embeddings", True)
-        if known.get("has_pooler") is not None:
-            boolean(config, "has_pooler", True)
-        if known["hidden_size"] % known["num_attention_heads"]:
-            width, heads = known["hidden_size"], known["num_attention_heads"]
-            raise CheckpointError(f"hidden_size {width} is not divisible by num_attention_heads {heads}")
-        activation = known.get("hidden_act", cls.hidden_act)
-        if activation not in list(ACTIVATIONS):
-            raise CheckpointError(f"hidden_act: found {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        known = cls.checked(config)
+        for key in SAID_ANEW:
+            known["extra"].pop(key, None)
+        check_heads(known, "hidden_size", "num_attention_heads")
+        check_activation(config, "hidden_act", cls.hidden_act, ACTIVATIONS)
         if config.get("position_embedding_type", "absolute") != "absolute":
             found = config["position_embedding_type"]
             raise CheckpointError(f'position_embedding_type: found {found!r}, expected "absolute"')
-        for key, refused in UNSUPPORTED.items():
-            if config.get(key) is refused:
-                raise CheckpointError(f"{key}: {refused} changes the mathematics and is not supported")
-        return cls(**known, head=_head_of(config), labels=count(config), extra=extra)
+        return cls(**known, head=_head_of(config), labels=class_count(config))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
+        own = self.own()
         architecture = next(name for name, head in HEADS.items() if head == self.head)
         if self.head in ("sequence", "token"):
-            own |= said(self.extra, self.labels)
+            own |= class_names(self.extra, self.labels)
         return {"model_type": "bert", **self.extra, **own, "architectures": [architecture]}
 
 
@@ -294,7 +290,7 @@ def with_head(model: Bert, head: str | None, labels: int = 2, generator: Generat
         raise TinykronError(f"head: found {head!r}, expected one of {expected}")
     positive({"labels": labels}, "labels")
     made = copy.deepcopy(model)
-    extra = without_names(model.config.extra)
+    extra = without_class_names(model.config.extra)
     pooler = model.pooler is not None
     made.config = replace(model.config, head=head, labels=labels, has_pooler=pooler, extra=extra)
     if made.config.pooler and made.pooler is None:

@@ -1,9 +1,9 @@
-"""What a model checks before it runs: exits, ids, masks, and the numbers of its configuration."""
+"""What the configurations of all families share, and what a model checks before it runs: exits, ids, masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from math import inf
 from typing import Any, ClassVar, Self, cast
 
@@ -18,10 +18,42 @@ class Config:
 
     BLOCKS: ClassVar[str]  # the field that counts the blocks
     UNITS: ClassVar[str]  # the field that counts the units of an MLP
+    SIZES: ClassVar[tuple[str, ...]]  # fields that are whole numbers above 0, or None where that is the default
+    SHARES: ClassVar[tuple[str, ...]]  # fields from 0 on and below 1
+    FLAGS: ClassVar[tuple[str, ...]]  # fields that are true or false
+    DERIVED: ClassVar[tuple[str, ...]] = ("head", "labels", "extra")  # what has another name in config.json
+    REFUSED: ClassVar[Mapping[str, Any]] = {}  # settings that change the mathematics
     vocab_size: int
     tie_word_embeddings: bool
     extra: dict[str, Any]  # whatever else config.json says
     head: str | None = None  # what stands on the trunk in place of a language model's head
+
+    @classmethod
+    def checked(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that config.json gives, checked, and as "extra" whatever else it says.
+
+        Raises CheckpointError naming the key, what was found and what was expected.
+        """
+        own = cls.own_fields()
+        known = {name: config[name] for name in own if name in config}
+        for names, check in ((cls.SIZES, positive), (cls.SHARES, share), (cls.FLAGS, boolean)):
+            for key in names:
+                default = getattr(cls, key)
+                if default is not None or known.get(key) is not None:
+                    known[key] = check(config, key, default)
+        for key, refused in cls.REFUSED.items():
+            if config.get(key) is refused:
+                raise CheckpointError(f"{key}: {refused} changes the mathematics and is not supported")
+        return known | {"extra": {key: value for key, value in config.items() if key not in own}}
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Return the fields that stand in config.json under their own names."""
+        return [one.name for one in fields(cast(Any, cls)) if one.name not in cls.DERIVED]
+
+    def own(self) -> dict[str, Any]:
+        """Return the values of the fields that stand in config.json under their own names."""
+        return {name: getattr(self, name) for name in self.own_fields()}
 
     def with_blocks(self, blocks: int) -> Self:
         """Return the configuration for another number of blocks."""
@@ -38,6 +70,19 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
         raise NotImplementedError
+
+
+def check_heads(known: Mapping[str, Any], width: str, heads: str) -> None:
+    """Raise CheckpointError unless the heads share the width evenly."""
+    if known[width] % known[heads]:
+        raise CheckpointError(f"{width} {known[width]} is not divisible by {heads} {known[heads]}")
+
+
+def check_activation(config: dict[str, Any], key: str, default: str, known: Collection[str]) -> None:
+    """Raise CheckpointError unless config.json names an activation that there is."""
+    found = config.get(key, default)
+    if found not in list(known):
+        raise CheckpointError(f"{key}: found {found!r}, expected one of {', '.join(known)}")
 
 
 def check_exits(exit: int | None, exits: Sequence[int] | None, blocks: int) -> tuple[int, ...]:
@@ -105,6 +150,11 @@ def boolean(config: dict[str, Any], key: str, default: bool) -> bool:
     return value
 
 
+def share(config: dict[str, Any], key: str, default: float | None) -> float:
+    """Return a number from 0 on and below 1 from a configuration. Raises CheckpointError naming the key."""
+    return number(config, key, default, below=1.0)
+
+
 def number(
     config: dict[str, Any], key: str, default: float | None, above: float | None = None, below: float = inf
 ) -> float:
@@ -120,3 +170,38 @@ def number(
         found = "nothing" if value is None else repr(value)
         raise CheckpointError(f"{key}: expected a number {least}{most}, found {found}")
     return value
+
+
+# The classes of a head, as config.json tells them ---------------------------------------------------------------------
+
+
+def class_count(config: dict[str, Any]) -> int:
+    """Return how many there are: `id2label`, else `num_labels`, else 2. Raises CheckpointError naming the key."""
+    labels = config.get("id2label")
+    if labels is None:
+        return positive(config, "num_labels", 2)
+    if not isinstance(labels, dict) or not labels:
+        raise CheckpointError(f"id2label: expected an object of label numbers and names, found {labels!r}")
+    if config.get("num_labels", len(labels)) != len(labels):
+        raise CheckpointError(f"num_labels: found {config['num_labels']!r}, id2label has {len(labels)}")
+    return len(labels)
+
+
+def class_names(extra: dict[str, Any], labels: int) -> dict[str, Any]:
+    """Return what config.json must say beside `extra`: the names LABEL_0, ... where there are none for so many."""
+    if len(extra.get("id2label", ())) == labels:
+        return {}
+    return named_classes([f"LABEL_{number}" for number in range(labels)])
+
+
+def named_classes(names: Sequence[str]) -> dict[str, Any]:
+    """Return the names of classes as config.json has them."""
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+def without_class_names(extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the rest of a configuration without the names of classes, for a head that has others."""
+    return {key: value for key, value in extra.items() if key not in ("id2label", "label2id", "num_labels")}

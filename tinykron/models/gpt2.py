@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 
 from tinykron.backend import to_host
-from tinykron.errors import CheckpointError
-from tinykron.models.checks import Config, check_ids, positive
-from tinykron.models.labels import count, said, without_names
+from tinykron.models.checks import (
+    Config,
+    check_activation,
+    check_heads,
+    check_ids,
+    class_count,
+    class_names,
+    positive,
+    without_class_names,
+)  # fmt: skip
 from tinykron.models.transformer import ACTIVATIONS, Attention, Block, Decoder, Mlp, Name, Output
 from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear
 from tinykron.tensor import Tensor
 
 CLASSIFIER = "GPT2ForSequenceClassification"  # transformers' name for it
-DERIVED = ("head", "labels", "extra")  # what stands under another name in config.json
-UNSUPPORTED = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True}
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class GPT2Config(Config):
     """The settings that shape a GPT-2, under the names of config.json; `extra` keeps whatever else the file says."""
 
     BLOCKS, UNITS = "n_layer", "n_inner"
+    SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon")
+    FLAGS = ("tie_word_embeddings",)
+    REFUSED = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True}
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768
@@ -47,38 +56,17 @@ class GPT2Config(Config):
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> GPT2Config:
         """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in DERIVED}
-        extra = {name: value for name, value in config.items() if name not in known and name != "architectures"}
-        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            known[key] = positive(config, key, getattr(cls, key))
-        if known.get("n_inner") is not None:
-            positive(config, "n_inner")
-        if known["n_embd"] % known["n_head"]:
-            raise CheckpointError(f"n_embd {known['n_embd']} is not divisible by n_head {known['n_head']}")
-        activation = known.get("activation_function", "gelu_new")
-        if activation not in list(ACTIVATIONS):
-            raise CheckpointError(
-                f'activation_function: found "{activation}", expected one of {", ".join(ACTIVATIONS)}'
-            )
-        if not isinstance(known.get("tie_word_embeddings", True), bool):
-            raise CheckpointError(
-                f"tie_word_embeddings: expected true or false, found {known['tie_word_embeddings']!r}"
-            )
-        for key, refused in UNSUPPORTED.items():
-            if config.get(key) is refused:
-                raise CheckpointError(f"{key}: {refused} changes the mathematics and is not supported")
-        for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon"):
-            value = known.get(key, 0.1)
-            if type(value) not in (int, float) or not 0.0 <= value < 1.0:
-                raise CheckpointError(f"{key}: expected a number in [0, 1), found {value!r}")
+        known = cls.checked(config)
+        known["extra"].pop("architectures", None)
+        check_heads(known, "n_embd", "n_head")
+        check_activation(config, "activation_function", cls.activation_function, ACTIVATIONS)
         if config.get("architectures") == [CLASSIFIER]:
-            return cls(**known, head="sequence", labels=count(config), extra=extra)
-        return cls(**known, extra=extra)
+            known |= {"head": "sequence", "labels": class_count(config)}
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, in the names that transformers reads."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in DERIVED}
-        own |= said(self.extra, self.labels) if self.head else {}
+        own = self.own() | (class_names(self.extra, self.labels) if self.head else {})
         architecture = CLASSIFIER if self.head else "GPT2LMHeadModel"
         return {"model_type": "gpt2", **self.extra, **own, "architectures": [architecture]}
 
@@ -136,7 +124,7 @@ def with_classifier(model: GPT2, labels: int, generator: Generator = None) -> GP
     """
     positive({"labels": labels}, "labels")
     made = copy.deepcopy(model)
-    extra = without_names(model.config.extra)
+    extra = without_class_names(model.config.extra)
     if isinstance(end := extra.get("eos_token_id"), int):
         extra.setdefault("pad_token_id", end)  # transformers asks for one, to know where a padded text ends
     made.config = replace(model.config, head="sequence", labels=labels, tie_word_embeddings=True, extra=extra)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinykron.backend import to_device
 from tinykron.errors import CheckpointError
-from tinykron.models.checks import Config, boolean, number, positive
+from tinykron.models.checks import Config, check_heads, number
 from tinykron.models.transformer import Angles, Attention, Block, Decoder, GatedMlp, Name
 from tinykron.nn import Embedding, Generator, RMSNorm
 
@@ -27,6 +27,13 @@ class LlamaConfig(Config):
     """The settings that shape a LLaMA, under the names of config.json; `extra` keeps whatever else the file says."""
 
     BLOCKS, UNITS = "num_hidden_layers", "intermediate_size"
+    SIZES = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "num_key_value_heads", "head_dim",
+    )  # fmt: skip
+    SHARES = ("rms_norm_eps", "attention_dropout")
+    FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings")
+    DERIVED = ("extra",)
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -55,28 +62,16 @@ class LlamaConfig(Config):
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> LlamaConfig:
         """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name != "extra"}
-        extra = {name: value for name, value in config.items() if name not in known and name != "rope_parameters"}
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            known[key] = positive(config, key, getattr(cls, key))
-        known["max_position_embeddings"] = positive(config, "max_position_embeddings", cls.max_position_embeddings)
-        for key in ("num_key_value_heads", "head_dim"):
-            if known.get(key) is not None:
-                positive(config, key)
-        for key in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
-            known[key] = boolean(config, key, getattr(cls, key))
-        known["rms_norm_eps"] = number(config, "rms_norm_eps", cls.rms_norm_eps, below=1.0)
-        known["attention_dropout"] = number(config, "attention_dropout", cls.attention_dropout, below=1.0)
+        known = cls.checked(config)
+        known["extra"].pop("rope_parameters", None)
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise CheckpointError(f'hidden_act: found {config["hidden_act"]!r}, expected "silu"')
         if config.get("pretraining_tp") not in (None, 1):
             raise CheckpointError(f"pretraining_tp: found {config['pretraining_tp']!r}, expected 1")
         known["rope_theta"], known["rope_scaling"] = _rope(config, known["max_position_embeddings"])
-        made = cls(**known, extra=extra)
-        if made.head_dim is None and made.hidden_size % made.num_attention_heads:
-            raise CheckpointError(
-                f"hidden_size {made.hidden_size} is not divisible by num_attention_heads {made.num_attention_heads}"
-            )
+        made = cls(**known)
+        if made.head_dim is None:
+            check_heads(known, "hidden_size", "num_attention_heads")
         if made.num_attention_heads % made.groups:
             raise CheckpointError(
                 f"num_attention_heads {made.num_attention_heads} is not divisible by num_key_value_heads {made.groups}"
@@ -87,8 +82,7 @@ class LlamaConfig(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds: the rotary settings where transformers 4 reads them, and where 5 does."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "extra"}
-        own |= {"num_key_value_heads": self.groups, "head_dim": self.head_width, "hidden_act": "silu"}
+        own = self.own() | {"num_key_value_heads": self.groups, "head_dim": self.head_width, "hidden_act": "silu"}
         own["rope_parameters"] = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **self.extra, **own}
 

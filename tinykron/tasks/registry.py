@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from tinykron.backend import to_device
 from tinykron.errors import TinykronError
 from tinykron.models.bert import Bert, with_head
+from tinykron.models.checks import named_classes
 from tinykron.models.gpt2 import GPT2, with_classifier
 from tinykron.tasks import glue, squad, standins
 from tinykron.tasks.features import predict
@@ -90,12 +91,8 @@ def _named(model: Classifier, task: Task) -> Classifier:
     if task.head == "span":
         return model
     names = task.classes or ("LABEL_0",)
-    said: dict[str, Any] = {
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
-        "problem_type": "single_label_classification" if task.classes else "regression",
-    }
-    model.config = replace(model.config, extra=model.config.extra | said)
+    kind = "single_label_classification" if task.classes else "regression"
+    model.config = model.config.changed(extra=model.config.extra | named_classes(names) | {"problem_type": kind})
     return model
 
 
