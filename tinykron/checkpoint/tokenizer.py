@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinykron.checkpoint.safetensors_file import parse_json
+from tinykron.data.corpus import read_text
 from tinykron.errors import CheckpointError
-from tinykron.support import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -142,4 +142,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    return files.read(path, CheckpointError, "utf-8")
+    return read_text(path, CheckpointError, "utf-8")

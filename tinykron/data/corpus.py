@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from tinykron.errors import DataError
-from tinykron.support import files
+from tinykron.errors import DataError, TinykronError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 
@@ -68,8 +67,22 @@ def whole_files(source: str | Path) -> list[tuple[str, str]]:
     return [(file.relative_to(path).as_posix(), _read(file)) for file in found]
 
 
+def read_text(path: Path, error: type[TinykronError] = DataError, encoding: str = "utf-8-sig") -> str:
+    """Return the text of a UTF-8 file, with or without a byte-order mark. Raises `error` naming the file.
+
+    Line ends stay as they are.
+    """
+    try:
+        return path.read_bytes().decode(encoding)
+    except UnicodeDecodeError as fault:
+        found = f"byte 0x{fault.object[fault.start]:02x} at offset {fault.start}"
+        raise error(f"{path}: expected UTF-8 text, found {found}") from None
+    except OSError as fault:
+        raise error(f"{path}: cannot be read: {fault.strerror}") from None
+
+
 def _read(path: Path) -> str:
-    text = files.read(path).replace("\r\n", "\n").replace("\r", "\n")
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise DataError(f"{path}: expected text, found an empty file")
     return text

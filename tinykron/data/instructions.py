@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinykron.data.corpus import read_text
 from tinykron.data.tokens import IGNORED, end_token, uncut
 from tinykron.errors import DataError
-from tinykron.support import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,7 +55,7 @@ def prompt(instruction: str, given: str = "") -> str:
 
 def read_instructions(path: str | Path) -> list[Example]:
     """Return the examples of a file in Alpaca's layout. Raises DataError naming the file, the entry and what is off."""
-    return parse_instructions(files.read(Path(path)), str(path))
+    return parse_instructions(read_text(Path(path)), str(path))
 
 
 def parse_instructions(text: str, name: str) -> list[Example]:

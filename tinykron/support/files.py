@@ -6,21 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tinykron.errors import CheckpointError, DataError, TinykronError
-
-
-def read(path: Path, error: type[TinykronError] = DataError, encoding: str = "utf-8-sig") -> str:
-    """Return the text of a UTF-8 file, with or without a byte-order mark. Raises `error` naming the file.
-
-    Line ends stay as they are.
-    """
-    try:
-        return path.read_bytes().decode(encoding)
-    except UnicodeDecodeError as fault:
-        found = f"byte 0x{fault.object[fault.start]:02x} at offset {fault.start}"
-        raise error(f"{path}: expected UTF-8 text, found {found}") from None
-    except OSError as fault:
-        raise error(f"{path}: cannot be read: {fault.strerror}") from None
+from tinykron.errors import CheckpointError
 
 
 def write(path: str | Path, text: str) -> None:

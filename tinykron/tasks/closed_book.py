@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tinykron import kron
+from tinykron.data.corpus import read_text
 from tinykron.data.instructions import Example, kind_of, parse_json
 from tinykron.data.tokens import end_token
 from tinykron.decode.generate import generate
 from tinykron.errors import DataError, TinykronError
 from tinykron.models.exit_parts import kind_of as parts_of
-from tinykron.support import files
 from tinykron.support.progress import Progress
 
 NAME = "qa/closed-book"
@@ -33,7 +33,7 @@ def read_questions(path: str | Path) -> list[Example]:
 
     Raises DataError naming the file, the entry and what is off.
     """
-    text, name = files.read(Path(path)), str(path)
+    text, name = read_text(Path(path)), str(path)
     if Path(path).suffix == ".jsonl":
         lines = [line for line in text.splitlines() if line.strip()]
         entries = [parse_json(line, f"{name}: entry {number}") for number, line in enumerate(lines)]

@@ -12,9 +12,9 @@ import numpy as np
 
 from tinykron.backend import to_device
 from tinykron.data.batch import Batch
+from tinykron.data.corpus import read_text
 from tinykron.errors import DataError
 from tinykron.fused import cross_entropy, log_softmax
-from tinykron.support import files
 from tinykron.tasks import metrics
 from tinykron.tasks.features import Features, encode
 from tinykron.tensor import Tensor
@@ -111,7 +111,7 @@ class Glue:
         if not isinstance(source, Path):
             return source.get(name)
         path = next((path for path in (source / name, source / self.folder / name) if path.is_file()), None)
-        return files.read(path) if path else None
+        return read_text(path) if path else None
 
     def _examples(self, source: Source, file: File, text: str, split: str) -> Split:
         tested = split in self.submissions

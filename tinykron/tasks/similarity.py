@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from tinykron.data.corpus import read_text
 from tinykron.errors import DataError, TinykronError
 from tinykron.models.bert import Bert, sentence_embeddings
-from tinykron.support import files
 from tinykron.tasks import glue
 from tinykron.tasks.metrics import pearson, spearman
 
@@ -52,7 +52,7 @@ def read(source: str | Path) -> list[Pair]:
     if path.is_dir():
         examples = glue.TASKS["glue/stsb"].read(path, "dev").examples
         return [Pair(example.texts[0], example.texts[1], float(example.label)) for example in examples]
-    return _pairs(path, csv.reader(io.StringIO(files.read(path), newline=""), strict=True))
+    return _pairs(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
 
 
 def _pairs(path: Path, rows: Any) -> list[Pair]:

@@ -17,10 +17,10 @@ import numpy as np
 
 from tinykron.backend import to_device
 from tinykron.data.batch import Batch
+from tinykron.data.corpus import read_text
 from tinykron.data.masking import Masking
 from tinykron.errors import DataError
 from tinykron.fused import MASKED, cross_entropy
-from tinykron.support import files
 from tinykron.tasks.features import Features
 from tinykron.tasks.glue import Source, Split
 from tinykron.tasks.metrics import exact_match, normalised, token_f1
@@ -116,7 +116,7 @@ class Squad:
         name = self.files[split]
         if isinstance(source, Path):
             path = source if source.is_file() else source / name
-            text, name = files.read(path), str(path)
+            text, name = read_text(path), str(path)
         elif name in source:
             text = source[name]
         else:
