@@ -108,6 +108,11 @@ def stored_dtype(folder: str | os.PathLike[str]) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
+def tensor_bytes(folder: str | os.PathLike[str]) -> int:
+    """Return the bytes that the tensor files of a checkpoint take on disk."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
 def _build(family: Family, config: dict[str, Any], own: dict[str, Any]) -> Model:
     """Return the model that a configuration describes, its weights unset.
 

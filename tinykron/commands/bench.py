@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from tinykron.commands.options import COUNT, common, model, model_folder, numbers, say
+from tinykron.commands.options import COUNT, common, model, model_folder, numbers
+from tinykron.support.progress import say
 
 SUBJECTS = {
     "engine": "GPT-2 forward, decoding and a training step",

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from tinykron import __version__
 from tinykron.backend import current_device, device
-from tinykron.commands.options import Parser, common, say
+from tinykron.commands.options import Parser, common
 from tinykron.commands.renamed import translated
 from tinykron.errors import Interrupted, TinykronError
+from tinykron.support.progress import say
 from tinykron.threads import long_work
 
 VERBS = {  # name: what it does; its options and its run are in the file of that name

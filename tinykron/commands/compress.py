@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from tinykron.commands.options import COUNT, POSITIVE, model, model_folder, say, show
+from tinykron.commands.options import COUNT, POSITIVE, model, model_folder, show
 from tinykron.errors import TinykronError
+from tinykron.support.progress import say
 
 PRESETS = "kngpt2, kroneckerbert8, kroneckerbert21, krony-pt-92m (67m to 96m)"
 

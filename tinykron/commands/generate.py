@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.commands.options import COUNT, LR, SHARE, model, model_folder, say, told_of_exits
+from tinykron.commands.options import COUNT, LR, SHARE, model, model_folder, told_of_exits
 from tinykron.errors import TinykronError
+from tinykron.support.progress import say
 
 PROBE = 24  # tokens that `--speculate auto` writes to see which exit agrees with the model
 

@@ -14,11 +14,11 @@ from tinykron.commands.options import (
     model,
     model_folder,
     numbers,
-    say,
     show,
 )
 from tinykron.errors import TinykronError
 from tinykron.support.numbers import option, real
+from tinykron.support.progress import say
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from tinykron.errors import TinykronError, UntrainedExitWarning
 from tinykron.support.numbers import option, real, whole
+from tinykron.support.progress import say
 
 COUNT = option(whole, least=1)  # a whole number from 1 on
 NATURAL = option(whole)  # from 0 on
@@ -89,11 +89,6 @@ def to_json(value: Any) -> str:
         return None if isinstance(part, float) and isnan(part) else part
 
     return json.dumps(defined(value), indent=2)
-
-
-def say(line: str) -> None:
-    """Tell what is being done, on standard error: standard output is for the result."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinykron.commands.options import say
+from tinykron.support.progress import say
 
 
 def translated(arguments: Sequence[str]) -> list[list[str]]:

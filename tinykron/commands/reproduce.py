@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tinykron.commands.options import say
 from tinykron.errors import TinykronError
+from tinykron.support.progress import say
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinykron.commands.options import model, model_folder, say
+from tinykron.commands.options import model, model_folder
 from tinykron.errors import TinykronError
+from tinykron.support.progress import say
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -56,6 +56,11 @@ def documents(source: str | Path | None = None) -> list[Document]:
     return [document for name, text in whole_files(source) for document in _documents(name, text)]
 
 
+def name_of(source: str | Path | None) -> str:
+    """Return what a card or a report calls a text."""
+    return str(source) if source else "the language reference and docstrings that every Python carries"
+
+
 def whole_files(source: str | Path) -> list[tuple[str, str]]:
     """Return (name, text) of a text file, or of each .txt, .md and .rst file of a folder. Raises DataError."""
     path = Path(source)

@@ -72,9 +72,6 @@ class Outcome:
         }
 
 
-# Text -----------------------------------------------------------------------------------------------------------------
-
-
 # The verb -------------------------------------------------------------------------------------------------------------
 
 
@@ -127,8 +124,8 @@ def compress(
         saved = work.save(small, dtype)  # its factors are rounded to the file's dtype
         work.write("plan.json", plan.to_json() + "\n")
         say("measuring on held-out text")
-        before = Side(teacher.parameter_count(), _file_bytes(folder), measured(teacher, held_out))
-        after = Side(saved.parameter_count(), _file_bytes(work.result), measured(saved, held_out))
+        before = Side(teacher.parameter_count(), checkpoint.tensor_bytes(folder), measured(teacher, held_out))
+        after = Side(saved.parameter_count(), checkpoint.tensor_bytes(work.result), measured(saved, held_out))
         outcome = Outcome(str(out), before, after, plan, str(merge) if merge is not None else None)
         outcome.promises = _promises(budget, outcome, VALUE_BYTES[dtype])
         if merge is not None:
@@ -160,7 +157,7 @@ def dry_run(
 ) -> list[str]:
     """Return what would be made, in lines, without doing it: sizes, and the memory that calibration takes."""
     total, size = model.parameter_count(), VALUE_BYTES[dtype]
-    lines = [f"{folder}: {total:,} parameters, {_file_bytes(folder):,} bytes"]
+    lines = [f"{folder}: {total:,} parameters, {checkpoint.tensor_bytes(folder):,} bytes"]
     if plan is not None:
         after = plan.total(total)
         lines.append(f"the plan: {after:,} parameters ({after / total:.1%}), about {after * size:,} bytes of {dtype}")
@@ -180,10 +177,6 @@ def dry_run(
         seen = trace(model, np.zeros((1, 2), np.int64))
         lines.append(f"calibrating on {tokens:,} tokens takes {seen.bytes / 1e6:,.1f} MB for second moments")
     return lines
-
-
-def _file_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _promises(budget: Budget, outcome: Outcome, value_bytes: int) -> dict[str, bool]:

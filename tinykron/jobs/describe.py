@@ -62,18 +62,12 @@ class Info:
     others: int  # parameters of norms, biases, and whatever else is no matrix
 
 
-# Costs ----------------------------------------------------------------------------------------------------------------
-
-
 def _head_in_words(model: Any) -> str:
     table = output_table(model)
     if table is None:
         kinds = {"sequence": "classifies whole texts", "token": "classifies each token", "span": "finds a span"}
         return kinds.get(model.config.head, "none: hidden states alone")
     return "tied to the token embedding" if table is model.embedding else "a matrix of its own"
-
-
-# Energy ---------------------------------------------------------------------------------------------------------------
 
 
 def best_pair(w: Any, ratio: float) -> tuple[Shape, float] | None:
@@ -144,7 +138,7 @@ def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:
         parameters=total,
         head=_head_in_words(model),
         exits=model.exits,
-        bytes=sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
+        bytes=checkpoint.tensor_bytes(folder),
         dtype=checkpoint.stored_dtype(folder),
         flops_per_token=flops_per_token(model, model.context // 2),
         ratio=ratio,

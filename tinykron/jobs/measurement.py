@@ -74,7 +74,7 @@ def measure(
             name=name,
             parameters=model.parameter_count(),
             parameters_without_head=model.parameter_count() - _own_head(model),
-            bytes=sum(path.stat().st_size for path in Path(folders[name]).glob("*.safetensors")),
+            bytes=checkpoint.tensor_bytes(folders[name]),
             flops_per_token=flops_per_token(model, model.context // 2),
             reading=reading[name],
             writing=writing.get(name),

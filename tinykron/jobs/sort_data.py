@@ -63,8 +63,7 @@ def text(model: Any, source: str | Path | None, context: int) -> Material:
     inputs_WT, targets_WT = windows(measured, context)
     rows = max(1, analysis.TOKENS_AT_ONCE // context)
     batches = [(inputs_WT[i : i + rows], targets_WT[i : i + rows]) for i in range(0, len(inputs_WT), rows)]
-    said = str(source) if source else "the language reference and docstrings that every Python carries"
-    return Material(training, batches, masking, f"{said}: {len(training):,} tokens")
+    return Material(training, batches, masking, f"{data.name_of(source)}: {len(training):,} tokens")
 
 
 def examples(model: Any, source: str | Path | None, context: int, kind: str) -> Material:

@@ -185,13 +185,12 @@ def factorised(
 def report(found: Trained, model: Path, source: str | Path | None) -> str:
     """Return what was done and found, as Markdown; the plot lies beside it as elastic.png."""
     settings, dense = found.settings, found.dense
-    text = str(source) if source else "the language reference and docstrings that every Python carries"
     drawn = f"{settings.draws} drawn points a step" if settings.draws else "all points in every step"
     tokens = settings.steps * settings.batch * settings.context * max(1, settings.draws)
     lines = [
         f"# {model.name} as one elastic model",
         "",
-        f"Trained on {text}: {settings.steps} steps, {drawn}, at most {tokens:,} tokens, learning rate "
+        f"Trained on {data.name_of(source)}: {settings.steps} steps, {drawn}, at most {tokens:,} tokens, learning rate "
         f"{settings.lr:g}, seed {settings.seed}; {settings.distil:g} of a point's loss is the KL from "
         f"{'the teacher' if dense is not None else 'the teacher, or from the full model without one'}. Losses are in "
         f"nats a token, on {found.after.tokens:,} held-out tokens in windows of {found.after.context}.",

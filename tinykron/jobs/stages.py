@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from tinykron.kron.plan import KronPlan
 from tinykron.models.bert import Bert
 from tinykron.models.gpt2 import GPT2
 from tinykron.nn import Linear, Module
+from tinykron.support.progress import say
 from tinykron.tasks.features import predict
 from tinykron.tasks.tuning import FineTuning
 from tinykron.tasks.tuning import fit as fit_task
@@ -323,10 +323,9 @@ class Run:
         """Return what was run on what, for the report."""
         recipe, inputs = self.recipe, self.inputs
         factorise = recipe.factorise
-        given = str(inputs.text) if inputs.text else "the language reference and docstrings that every Python carries"
         said: dict[str, Any] = {
             "teacher": self.folder.name,
-            "text": given,
+            "text": data.name_of(inputs.text),
             "training tokens": self.text.training_tokens,
             "held-out tokens": len(self.text.held_out),
             "factorised by": f"preset {factorise.preset}" if factorise.preset else f"plan, params {factorise.params:g}",
@@ -371,8 +370,3 @@ def notes(models: Sequence[Measurement], recipe: Recipe) -> list[str]:
     if tuned and own and tuned.score is not None and own.score is not None:
         said.append(f"Fine-tuned, it scores {100 * own.score:.2f}; its teacher {100 * tuned.score:.2f}.")
     return said
-
-
-def say(line: str) -> None:
-    """Tell the user what is being done, on standard error."""
-    print(line, file=sys.stderr, flush=True)

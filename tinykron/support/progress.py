@@ -10,6 +10,11 @@ from typing import Any
 PLAIN_SECONDS = 15.0  # between two plain lines
 
 
+def say(line: str) -> None:
+    """Tell what is being done, on standard error: standard output is for the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Progress of `total` units of work, written to standard error.
 
@@ -60,7 +65,7 @@ class Progress:
         )
         if rate:
             line += f", {rate:,.0f} {self.unit}/s, {(self.total - self.done) / rate:.0f} s left"
-        print(line + (f", {self.note}" if self.note else ""), file=sys.stderr, flush=True)
+        say(line + (f", {self.note}" if self.note else ""))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
