@@ -66,9 +66,7 @@ def parse_instructions(text: str, name: str) -> list[Example]:
     examples = []
     for number, entry in enumerate(entries):
         place = f"{name}: entry {number}"
-        if not isinstance(entry, dict):
-            raise DataError(f"{place}: expected an object, found {kind_of(entry)}")
-        given = {"input": "", **entry}
+        given = {"input": "", **object_at(entry, place)}
         for key in ("instruction", "input", "output"):
             if not isinstance(given.get(key), str):
                 found = kind_of(given[key]) if key in given else f"none among {', '.join(map(str, entry)) or 'no keys'}"
@@ -85,6 +83,13 @@ def parse_json(text: str, name: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not JSON: {error}") from None
+
+
+def object_at(value: Any, place: str) -> dict[str, Any]:
+    """Return a JSON value that is to be an object. Raises DataError naming the place."""
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: expected an object, found {kind_of(value)}")
+    return value
 
 
 def kind_of(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from tinykron.models.checks import (
     without_class_names,
 )  # fmt: skip
 from tinykron.models.transformer import ACTIVATIONS, Attention, Heads, Mlp, Model, Name, Output
-from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, constant
+from tinykron.nn import Dropout, Embedding, Generator, LayerNorm, Linear, Module, constant, evaluating
 from tinykron.tensor import Tensor, no_grad
 
 # Configuration: what config.json may say, and what it leaves to the tensors -------------------------------------------
@@ -77,8 +77,7 @@ class BertConfig(Config):
         return self.head == "sequence" or (self.head in (None, "masked_lm") and asked)
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> BertConfig:
-        """Check a config.json. Raises CheckpointError naming the key, what was found and what was expected."""
+    def from_dict(cls, config: dict[str, Any]) -> Self:
         known = cls.checked(config)
         for key in SAID_ANEW:
             known["extra"].pop(key, None)
@@ -319,9 +318,7 @@ def sentence_embeddings(model: Bert, texts: Sequence[str], batch: int = 32) -> n
     if not ids[order[0]]:
         raise DataError(f"sentence_embeddings: text {order[0]} has no token: {texts[order[0]]!r}")
     found = np.empty((len(ids), model.config.hidden_size), np.float32)
-    training = model.training
-    model.eval()
-    with no_grad():
+    with no_grad(), evaluating(model):
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             longest = max(len(ids[index]) for index in rows)
@@ -329,7 +326,6 @@ def sentence_embeddings(model: Bert, texts: Sequence[str], batch: int = 32) -> n
             for row, index in enumerate(rows):
                 ids_BT[row, : len(ids[index])], mask_BT[row, : len(ids[index])] = ids[index], 1
             found[rows] = mean_pooled(model(ids_BT, mask_BT).hidden[-1], mask_BT).numpy()
-    model.train(training)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinykron import kron
 from tinykron.data.corpus import read_text
-from tinykron.data.instructions import Example, kind_of, parse_json
+from tinykron.data.instructions import Example, kind_of, object_at, parse_json
 from tinykron.data.tokens import end_token
 from tinykron.decode.generate import generate
 from tinykron.errors import DataError, TinykronError
@@ -51,8 +51,8 @@ def parse_trivia(text: str, name: str) -> list[Example]:
 
 
 def _trivia(entry: Any, place: str) -> Example:
-    entry = _object(entry, place)
-    answer = _object(entry.get("Answer"), f'{place}: "Answer"')
+    entry = object_at(entry, place)
+    answer = object_at(entry.get("Answer"), f'{place}: "Answer"')
     value = _text(answer, "Value", place)
     aliases = _texts(answer.get("NormalizedAliases", []), "NormalizedAliases", place)
     aliases = aliases or [value, *_texts(answer.get("Aliases", []), "Aliases", place)]  # the same before normalising
@@ -61,7 +61,7 @@ def _trivia(entry: Any, place: str) -> Example:
 
 
 def _natural(entry: Any, place: str) -> Example:
-    entry = _object(entry, place)
+    entry = object_at(entry, place)
     answers = _texts(entry.get("answer"), "answer", place)
     if not answers:
         raise DataError(f'{place}: expected answers in "answer", found an empty list')
@@ -76,12 +76,6 @@ def _examples(examples: list[Example], name: str) -> list[Example]:
     if not examples:
         raise DataError(f"{name}: expected questions, found none")
     return examples
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object, found {kind_of(value)}")
-    return value
 
 
 def _text(entry: dict[str, Any], key: str, place: str) -> str:

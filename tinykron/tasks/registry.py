@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tinykron.models.checks import named_classes
 from tinykron.models.gpt2 import GPT2, with_classifier
 from tinykron.tasks import glue, squad, standins
 from tinykron.tasks.features import predict
-from tinykron.tasks.glue import Glue, Source
+from tinykron.tasks.glue import Glue, Source, Split
 from tinykron.tasks.squad import Squad
 from tinykron.train.settings import mean_score
 
@@ -155,15 +155,22 @@ def evaluate(
     model, source = ready(model, task), source_of(task, folder)
     context = check_context(model, task, context)
     sets, details, counts, dropped = {}, {}, {}, 0
-    for name in task.dev:
-        split = task.read(source, name)
-        features = task.features(model.tokenizer, split.examples, context)
-        logits = predict(model, features, batch, f"{task.name}, {name}")
-        sets[name] = task.measure(split.examples, features, logits)  # type: ignore[arg-type]
-        details[name] = task.details(split.examples, features, logits)  # type: ignore[arg-type]
+    for name, split, features, logits in _predictions(model, task, source, task.dev, context, batch):
+        sets[name] = task.measure(split.examples, features, logits)
+        details[name] = task.details(split.examples, features, logits)
         counts[name], dropped = len(split.examples), dropped + split.dropped
     where = str(folder) if folder else "made of the documentation that every Python carries"
     return TaskEvaluation(task.name, sets, counts, details, dropped, context, where)
+
+
+def _predictions(
+    model: Classifier, task: Task, source: Source, names: Iterable[str], context: int, batch: int
+) -> Iterator[tuple[str, Split, Any, list[np.ndarray]]]:
+    """Yield the sets by name, as they were read and as the model reads them, and its logits of each example."""
+    for name in names:
+        split = task.read(source, name)
+        features = task.features(model.tokenizer, split.examples, context)
+        yield name, split, features, predict(model, features, batch, f"{task.name}, {name}")
 
 
 def ready(model: Any, task: Task) -> Classifier:
@@ -190,11 +197,8 @@ def answer_files(
     if not task.submissions:
         raise TinykronError(f"{task.name} has no test set")
     files: dict[str, str] = {}
-    for name in task.submissions:
-        examples = task.read(source, name).examples
-        features = task.features(model.tokenizer, examples, context)
-        logits = predict(model, features, batch, f"{task.name}, {name}")
-        files |= task.answer_files(name, examples, features, logits)  # type: ignore[arg-type]
+    for name, split, features, logits in _predictions(model, task, source, task.submissions, context, batch):
+        files |= task.answer_files(name, split.examples, features, logits)
     return files
 
 

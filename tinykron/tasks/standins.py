@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -34,14 +33,6 @@ def files(name: str) -> dict[str, str]:
     if name not in MAKERS:
         raise DataError(f"no stand-in {name!r}, expected one of {', '.join(MAKERS)}")
     return MAKERS[name]()
-
-
-def write(name: str, folder: str | Path) -> None:
-    """Write the files of a stand-in into a folder, to look at, or to be read as the files of any task are."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, text in files(name).items():
-        (folder / file).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _flat(text: str) -> str:
