@@ -80,7 +80,7 @@ def test_the_shipped_recipes_are_read():
 
 BAD = {
     "no TOML": ("steps = \n", ["not TOML", "line 1"]),
-    "no UTF-8": (b"\xff", ["cannot read"]),
+    "no UTF-8": (b"\xff", ["expected UTF-8 text"]),
     "no section": ('[model]\nmodel_type = "gpt2"', ["section [tokenizer]"]),
     "no model": ("[tokenizer]\nvocab_size = 300", ["section [model]"]),
     "a section that is none": ('tokenizer = 1\n[model]\nmodel_type = "gpt2"', ["section [tokenizer]"]),
@@ -89,18 +89,18 @@ BAD = {
     "an unknown key": (toml(top='data = "x"'), ["data"]),
     "an unknown dtype": (toml(top='dtype = "int8"'), ["dtype", "bfloat16, float16, float32"]),
     "a dtype of another type": (toml(top="dtype = [1]"), ["dtype"]),
-    "an unknown tokenizer key": (toml(tokenizer="vocab_size = 300\nsize = 3"), ["[tokenizer]", "size", "vocab_size"]),
+    "an unknown tokenizer key": (toml(tokenizer="vocab_size = 300\nsize = 3"), ["tokenizer: unknown size"]),
     "no vocabulary": (toml(tokenizer=""), ["vocab_size", "found nothing"]),
     "a vocabulary of another type": (toml(tokenizer='vocab_size = "big"'), ["vocab_size", "found 'big'"]),
     "another model": (toml(model='model_type = "rnn"'), ["model_type: found 'rnn'", "gpt2, llama, bert"]),
     "no model type": (toml(model="n_layer = 1"), ["model_type: found None"]),
-    "an unknown model key": (toml(model=MODEL + "\nlayers = 3"), ["[model] has unknown layers", "n_layer"]),
-    "a head that training decides": (toml(model='model_type = "bert"\nhead = "span"'), ["[model] has unknown head"]),
-    "a vocabulary in the wrong place": (toml(model=MODEL + "\nvocab_size = 3"), ["[model] has unknown vocab_size"]),
+    "an unknown model key": (toml(model=MODEL + "\nlayers = 3"), ["model: unknown layers", "n_layer"]),
+    "a head that training decides": (toml(model='model_type = "bert"\nhead = "span"'), ["model: unknown head"]),
+    "a vocabulary in the wrong place": (toml(model=MODEL + "\nvocab_size = 3"), ["model: unknown vocab_size"]),
     "a width of another type": (toml(model=MODEL.replace("n_embd = 8", "n_embd = 8.5")), ["n_embd", "found 8.5"]),
     "a width that does not divide": (toml(model=MODEL.replace("n_head = 2", "n_head = 3")), ["n_embd 8", "n_head 3"]),
     "a dropout of another type": (toml(model=MODEL + '\nembd_pdrop = "some"'), ["embd_pdrop", "found 'some'"]),
-    "an unknown training key": (toml(training=TRAINING + "\nepochs = 3"), ["[training] has unknown epochs", "steps"]),
+    "an unknown training key": (toml(training=TRAINING + "\nepochs = 3"), ["training: unknown epochs", "steps"]),
     "no steps": (toml(training="batch = 2"), ["steps", "found nothing"]),
     "steps of another type": (toml(training='steps = "many"'), ["steps", "found 'many'"]),
     "a batch of another type": (toml(training=TRAINING.replace("batch = 2", "batch = 2.5")), ["batch: found 2.5"]),
@@ -130,7 +130,7 @@ def test_a_bad_recipe_is_refused_by_file_and_key(tmp_path, case):
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
 def test_a_recipe_that_is_no_file_is_named(tmp_path, name):
-    with pytest.raises(TinykronError, match="cannot read the configuration") as caught:
+    with pytest.raises(TinykronError, match="cannot be read") as caught:
         read_recipe(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
 

@@ -262,7 +262,7 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--exits", "2,2"], "found (2, 2)"),
         (["--exits", "0"], "found (0,)"),
         ([], "expected --exits"),
-        (["--config", "{base}/none.toml"], "none.toml: expected settings in TOML"),
+        (["--config", "{base}/none.toml"], "none.toml: cannot be read"),
         (["--config", "{base}/text.txt"], "or a .toml file"),
         (["--config", "sorted-llama-13b"], "exits: expected rising numbers of blocks in 1..4, found (12, 16, "),
         (["--exits", "2", "--distil", "1.5"], "distil: found 1.5"),
@@ -327,7 +327,7 @@ def test_the_recipe_is_the_papers() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("rate = 1", "own.toml: rate: unknown, expected some of exits, method"),
+        ("rate = 1", "own.toml: unknown rate; expected some of exits, method"),
         ("seed = 0.5", "own.toml: seed: found 0.5, expected a whole number"),
         ('distil = "x"', "own.toml: distil: found 'x', expected a number"),
         ("method = 3", "own.toml: method: found 3, expected a text"),

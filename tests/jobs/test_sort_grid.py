@@ -155,9 +155,9 @@ def test_more_terms_than_fit_are_refused(base: Path) -> None:
     [
         ({"exits": (2, 1)}, "exits: expected .* each above the one before"),
         ({"ranks": (2, 2)}, "ranks: expected .* each above the one before"),
-        ({"share": 0.0}, "share: expected above 0"),
-        ({"draws": -1}, "draws: expected a whole number"),
-        ({"draws": True}, "draws: expected a whole number"),
+        ({"share": 0.0}, "share: found 0.0, expected a number above 0 and below 1"),
+        ({"draws": -1}, "draws: found -1, expected a whole number"),
+        ({"draws": True}, "draws: found True, expected a whole number"),
     ],
 )
 def test_settings_that_are_none_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from tinykron import data
 from tinykron.data.masking import END, MASK, SPECIAL, START, Masking, train_wordpiece
 from tinykron.errors import TinykronError
+from tinykron.jobs import toml
 from tinykron.jobs.making import making
 from tinykron.measure.perplexity import masked_perplexity, perplexity
 from tinykron.models.bert import Bert, BertConfig
@@ -62,54 +62,39 @@ WORK = {False: "writes text that looks like", True: "fills gaps in text like"}  
 
 def read_recipe(path: str | Path) -> Recipe:
     """Read a training configuration in TOML. Raises TinykronError naming the file, the key and what was expected."""
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TinykronError(f"{path}: cannot read the configuration: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise TinykronError(f"{path}: not TOML: {error}") from error
-    if not isinstance(content.get("model"), dict):
-        raise TinykronError(f"{path}: expected a section [model]")
-    model_type = content["model"].get("model_type")
+    content = toml.read(Path(path))
+    tables = {name: toml.section(content, name, f"{path}: ") for name in ("tokenizer", "model", "training")}
+    model_type = tables["model"].get("model_type")
     kind = KINDS.get(model_type) if isinstance(model_type, str) else None
     if kind is None:
         raise TinykronError(f"{path}: model_type: found {model_type!r}, expected one of {', '.join(KINDS)}")
-    sections = {
+    known = {
         "tokenizer": {"vocab_size"},
         "model": {"model_type"} | {field.name for field in fields(kind.config)} - NOT_GIVEN,
         "training": {field.name for field in fields(Settings)},
     }
-    for section, known in sections.items():
-        if not isinstance(content.get(section), dict):
-            raise TinykronError(f"{path}: expected a section [{section}]")
-        unknown = set(content[section]) - known
-        if unknown:
-            expected = ", ".join(sorted(known))
-            raise TinykronError(
-                f"{path}: [{section}] has unknown {', '.join(sorted(unknown))}; expected some of {expected}"
-            )
-    unknown = set(content) - {*sections, "dtype"}
+    for name, table in tables.items():
+        toml.check_names(table, sorted(known[name]), f"{path}: {name}: ")
+    toml.check_names(content, [*tables, "dtype"], f"{path}: ")
     dtype = content.get("dtype", "float32")
-    if unknown or dtype not in DTYPES:
-        raise TinykronError(
-            f"{path}: expected dtype as one of {', '.join(DTYPES)} and no other key, found {sorted(content)}"
-        )
+    if dtype not in DTYPES:
+        raise TinykronError(f"{path}: dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     try:
-        vocabulary = positive(content["tokenizer"], "vocab_size")
-        kind.config.from_dict(content["model"] | dict(kind.fixed))
-        positive(content["training"], "steps")  # the one training setting that has no default
+        vocabulary = positive(tables["tokenizer"], "vocab_size")
+        kind.config.from_dict(tables["model"] | dict(kind.fixed))
+        positive(tables["training"], "steps")  # the one training setting that has no default
         given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content["training"].items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in tables["training"].items()
         }
         settings = Settings(**given)
     except TinykronError as error:
         raise TinykronError(f"{path}: {error}") from error
-    most = content["model"].get(kind.context, getattr(kind.config, kind.context))
+    most = tables["model"].get(kind.context, getattr(kind.config, kind.context))
     if settings.context > most:
         raise TinykronError(f"{path}: context: found {settings.context}, expected at most {kind.context} {most}")
     if kind.masked and settings.context < 3:
         raise TinykronError(f"{path}: context: found {settings.context}, expected at least 3: {START}, a token, {END}")
-    return Recipe(kind, vocabulary, content["model"] | dict(kind.fixed), settings, dtype)
+    return Recipe(kind, vocabulary, tables["model"] | dict(kind.fixed), settings, dtype)
 
 
 def train(

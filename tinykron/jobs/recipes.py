@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from math import isfinite
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from tinykron import kron, tasks
+from tinykron.data.corpus import read_text
 from tinykron.data.shipped import shipped_folder
 from tinykron.distill.losses import Losses, Schedule
 from tinykron.errors import TinykronError
+from tinykron.jobs import toml
+from tinykron.support.numbers import real, whole
 
 BASELINES = ("truncated", "low-rank")
 HEADS = ("tied", "dense")
@@ -35,7 +37,9 @@ class Factorise:
         _one_of("factorise: preset", self.preset, kron.PRESETS, None)
         _one_of("factorise: head", self.head, HEADS)
         _one_of("factorise: matrices", self.matrices, MATRICES)
-        _above("factorise", self, params=0.0, tokens=1)
+        if self.params is not None:
+            real("factorise: params", self.params, above=0.0)
+        whole("factorise: tokens", self.tokens, 2)
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,10 @@ class Pretrain:
     baselines: tuple[str, ...] = ()  # trained alike, to compare with
 
     def __post_init__(self) -> None:
-        _above("pretrain", self, share=0.0, passes=0, batch=0, context=2, lr=0.0)
-        if self.share > 1.0:
-            raise TinykronError(f"pretrain: share: found {self.share}, expected at most 1")
+        real("pretrain: share", self.share, above=0.0, most=1.0)
+        real("pretrain: lr", self.lr, above=0.0)
+        for name, least in (("passes", 1), ("batch", 1), ("context", 3)):
+            whole(f"pretrain: {name}", getattr(self, name), least)
         for baseline in self.baselines:
             _one_of("pretrain: baselines", baseline, BASELINES)
 
@@ -72,7 +77,10 @@ class Finetune:
 
     def __post_init__(self) -> None:
         tasks.find(self.task)
-        _above("finetune", self, epochs=0, batch=0, lr=0.0, teacher_lr=0.0)
+        for name in ("epochs", "batch"):
+            whole(f"finetune: {name}", getattr(self, name), 1)
+        for name in ("lr", "teacher_lr"):
+            real(f"finetune: {name}", getattr(self, name), above=0.0)
         moving = [name for name in self.losses.terms if isinstance(getattr(self.losses, name), Schedule)]
         if moving:
             raise TinykronError(f"finetune: losses: {', '.join(moving)}: a schedule is for pretrain; expected a number")
@@ -92,8 +100,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise TinykronError(f"seed: found {self.seed}, expected a whole number from 0 on")
+        whole("seed", self.seed)
 
 
 SECTIONS: dict[str, type] = {"factorise": Factorise, "pretrain": Pretrain, "finetune": Finetune}
@@ -121,19 +128,12 @@ def title(name: str | Path) -> str:
 
 def text(name: str | Path) -> str:
     """Return a recipe's file as it stands. Raises TinykronError where it cannot be read."""
-    path = find(name)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TinykronError(f"{path}: cannot read the recipe: {error}") from error
+    return read_text(find(name), TinykronError)
 
 
 def trains_exits(name: str | Path) -> bool:
     """Whether a recipe is one of `tinykron sort`: it names exits."""
-    try:
-        return "exits" in tomllib.loads(text(name))
-    except tomllib.TOMLDecodeError:
-        return False  # `read` says what is wrong
+    return "exits" in toml.read(find(name))
 
 
 def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -142,11 +142,8 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     changes  "pretrain.share=0.2", "seed=1", ...: in place of what the file says, values as in TOML
     Raises TinykronError naming file and key, what was found and what was expected.
     """
-    path, content = find(name), text(name)
-    try:
-        said = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise TinykronError(f"{path}: not TOML: {error}") from error
+    path = find(name)
+    said = toml.read(path)
     for change in changes:
         _change(said, change)
     try:
@@ -159,33 +156,28 @@ def parse(name: str, content: Mapping[str, Any]) -> Recipe:
     """Return the recipe that a table describes. Raises TinykronError naming the key."""
     given: dict[str, Any] = {}
     for section, kind in SECTIONS.items():
-        table = content.get(section)
-        if table is None:
+        if section not in content and section != "factorise":
             continue
-        if not isinstance(table, Mapping):
-            raise TinykronError(f"{section}: expected a section [{section}], found {table!r}")
-        values = dict(table)
-        losses = values.pop("losses", None)
-        own = _checked(section, kind, values)
-        if losses is not None:
-            if "losses" not in _keys(kind) or not isinstance(losses, Mapping):
-                raise TinykronError(f"{section}: losses: expected a section [{section}.losses], found {losses!r}")
-            try:
-                own["losses"] = Losses.from_dict(losses)
-            except TinykronError as error:
-                raise TinykronError(f"{section}: {error}") from error
-        given[section] = own
-    rest = {key: value for key, value in content.items() if key not in SECTIONS}
-    top = _checked("", Recipe, rest, leave_out=("name", *SECTIONS))
-    for section, kind in SECTIONS.items():
-        lacking = [
-            name for name in ("task",) if name in _keys(kind) and section in given and name not in given[section]
-        ]
-        if lacking or (section == "factorise" and section not in given):
-            raise TinykronError(f"{section}: expected {lacking[0] if lacking else 'a section [factorise]'}, found none")
+        table = toml.section(content, section)
+        has_losses = "losses" in get_type_hints(kind)
+        given[section] = toml.values(kind, table, f"{section}: ", ["losses"] * has_losses)
+        if "losses" in table:
+            given[section]["losses"] = _losses(table["losses"], section)
+    if "finetune" in given and "task" not in given["finetune"]:
+        raise TinykronError("finetune: expected task, found none")
+    top = toml.values(Recipe, content, others=SECTIONS, without=["name"])
     if "model" not in top:
         raise TinykronError("model: expected the name of a shipped model, found none")
-    return Recipe(name=name, **top, **{section: SECTIONS[section](**values) for section, values in given.items()})
+    return Recipe(name=name, **top, **{section: SECTIONS[section](**said) for section, said in given.items()})
+
+
+def _losses(table: Any, section: str) -> Losses:
+    if not isinstance(table, Mapping):
+        raise TinykronError(f"{section}: losses: expected a section [{section}.losses], found {table!r}")
+    try:
+        return Losses.from_dict(table)
+    except TinykronError as error:
+        raise TinykronError(f"{section}: {error}") from error
 
 
 def with_task(recipe: Recipe, task: str) -> Recipe:
@@ -193,38 +185,6 @@ def with_task(recipe: Recipe, task: str) -> Recipe:
     if recipe.finetune is None:
         raise TinykronError(f"{recipe.name}: has no stage [finetune] for a task")
     return replace(recipe, finetune=replace(recipe.finetune, task=task))
-
-
-def _keys(kind: type) -> list[str]:
-    return [entry.name for entry in fields(kind)]
-
-
-def _checked(section: str, kind: type, values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the values of a section, after looking at their names and types."""
-    hints = get_type_hints(kind)
-    known = [name for name in _keys(kind) if name not in ("losses", *leave_out)]
-    where = f"{section}: " if section else ""
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        expected = ", ".join([*known, *(["losses"] if "losses" in hints else []), *([] if section else SECTIONS)])
-        raise TinykronError(f"{where}unknown {', '.join(unknown)}; expected some of {expected}")
-    found = {}
-    for key, value in values.items():
-        wanted = hints[key]
-        if wanted == tuple[str, ...]:
-            good = isinstance(value, list) and all(isinstance(item, str) for item in value)
-            found[key], expected = (tuple(value) if good else value), "a list of texts"
-        elif wanted in (int, float, float | None):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            good = whole or (wanted is not int and isinstance(value, float) and isfinite(value))
-            found[key], expected = value, "a whole number" if wanted is int else "a number"
-        elif wanted is bool:
-            good, found[key], expected = isinstance(value, bool), value, "true or false"
-        else:
-            good, found[key], expected = isinstance(value, str), value, "a text"
-        if not good:
-            raise TinykronError(f"{where}{key}: found {value!r}, expected {expected}")
-    return found
 
 
 def _change(said: dict[str, Any], change: str) -> None:
@@ -249,10 +209,3 @@ def _change(said: dict[str, Any], change: str) -> None:
 def _one_of(what: str, found: Any, known: Any, *others: Any) -> None:
     if found not in known and found not in others:
         raise TinykronError(f"{what}: found {found!r}, expected one of {', '.join(known)}")
-
-
-def _above(section: str, table: Any, **limits: float) -> None:
-    for name, limit in limits.items():
-        value = getattr(table, name)
-        if value is not None and not value > limit:
-            raise TinykronError(f"{section}: {name}: found {value!r}, expected more than {limit:g}")

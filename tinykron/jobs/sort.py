@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -17,12 +16,13 @@ from tinykron.decode import shortlist
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.exits import analysis
 from tinykron.exits.losses import Batch, SortedLoss, depth_weights, equal_weights
-from tinykron.jobs import recipes
+from tinykron.jobs import recipes, toml
 from tinykron.jobs.making import making
 from tinykron.jobs.sort_data import CONTEXTS, KINDS, Material, read
 from tinykron.measure.perplexity import bounded_exp
 from tinykron.models.checks import trained_exits
 from tinykron.models.exit_parts import add_parts
+from tinykron.support.numbers import real, whole
 from tinykron.support.tables import Table
 from tinykron.tasks.closed_book import exact_matches
 from tinykron.train.batches import digest_model
@@ -42,7 +42,6 @@ LOSSES = {
     "depth": "weights that grow with depth: LayerSkip (arXiv 2404.16710)",
     "rotational": "the same, and in each step one inner exit beside the last: LayerSkip's curriculum",
 }
-NAMES = {tuple: "a list of numbers of blocks", str: "a text", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,13 @@ class Sorting:
         for name, known in (("method", METHODS), ("loss", LOSSES), ("kind", KINDS)):
             if getattr(self, name) not in known:
                 raise TinykronError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
-        if not 0.0 <= self.distil <= 1.0:
-            raise TinykronError(f"distil: found {self.distil!r}, expected a share in [0, 1]")
-        if self.draws < 0 or (self.draws and self.loss != "sampled"):
-            raise TinykronError(f"draws: found {self.draws}, expected a number above 0, with the loss sampled")
+        real("distil", self.distil, 0.0, 1.0)
+        real("scale", self.scale, above=0.0)
+        whole("context", self.context)
+        if whole("draws", self.draws) and self.loss != "sampled":
+            raise TinykronError(f"draws: found {self.draws}; they are of the loss sampled, found {self.loss}")
         if self.distil and self.loss == "sampled":
             raise TinykronError("distil: an exit that is drawn alone has no last exit beside it to learn from")
-        if not self.scale > 0.0:
-            raise TinykronError(f"scale: found {self.scale!r}, expected a number above 0")
         _ = self.training  # refuses what no training takes
 
     @classmethod
@@ -86,22 +84,7 @@ class Sorting:
         Raises TinykronError naming the file and the key.
         """
         path = recipes.find(source)
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise TinykronError(f"{path}: expected settings in TOML: {error}") from None
-        kinds = {one.name: type(one.default) for one in fields(cls) if one.name != "exits"}
-        for key, value in content.items():
-            kind = tuple if key == "exits" else kinds.get(key)
-            if kind is None:
-                raise TinykronError(f"{path}: {key}: unknown, expected some of exits, {', '.join(kinds)}")
-            if kind is float and type(value) is int:
-                content[key] = float(value)
-            elif kind is tuple and isinstance(value, list):
-                content[key] = tuple(value)
-            elif type(value) is not kind:
-                raise TinykronError(f"{path}: {key}: found {value!r}, expected {NAMES[kind]}")
-        given = content | others
+        given = toml.values(cls, toml.read(path), f"{path}: ") | others
         if "exits" not in given:
             raise TinykronError(f"{path}: expected exits, such as [2, 4, 6], in the file or beside it")
         return cls(**given)

@@ -26,6 +26,7 @@ from tinykron.kron.product import multiplications_of
 from tinykron.kron.restructure import dense_shapes
 from tinykron.models.checks import check_exits
 from tinykron.nn import Linear
+from tinykron.support.numbers import real, whole
 from tinykron.train.loop import fit
 from tinykron.train.settings import Settings
 
@@ -54,10 +55,9 @@ class Elastic:
         rising("exits", self.exits)
         rising("ranks", self.ranks)
         rising("widths", self.widths)
-        if not 0.0 < self.share < 1.0:
-            raise TinykronError(f"share: expected above 0 and below 1, found {self.share}")
-        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 0:
-            raise TinykronError(f"draws: expected a whole number from 0 on, found {self.draws!r}")
+        real("share", self.share, above=0.0, below=1.0)
+        whole("draws", self.draws)
+        whole("calibration", self.calibration, 2)
 
     def settings(self, context: int) -> Settings:
         return Settings(
