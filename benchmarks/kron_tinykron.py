@@ -58,9 +58,9 @@ class Side:
         a, b, x = self.leaves
         if not self.backward:
             with no_grad():
-                return [kron_linear(x, a, b, plan=plan).data]
+                return [kron_linear(x, a, b, order=plan).data]
         x.grad = a.grad = b.grad = None
-        y = kron_linear(x, a, b, plan=plan)
+        y = kron_linear(x, a, b, order=plan)
         y.backward(self.grad)
         return [y.data, x.grad, a.grad, b.grad]
 

@@ -356,7 +356,7 @@ def milliseconds(a, b, x, plan, repeats):
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        kit.host(kron.apply(a, b, x, plan=plan)[0, 0])  # reading a number waits until a GPU is done
+        kit.host(kron.apply(a, b, x, order=plan)[0, 0])  # reading a number waits until a GPU is done
         taken.append(time.perf_counter() - start)
     return 1000 * min(taken)
 

@@ -353,7 +353,7 @@ def step_4(step_2_done):
     and **stop at the first that fails**. To use a bad threshold, luck would have to fool you at the first bad one; that
     is one test, and luck passes it with probability $\epsilon$ at most.
 
-    This is `tk.exits.calibrate`. Draw other prompts, or promise something else, and watch where it stops.
+    This is `tk.exits.promise`. Draw other prompts, or promise something else, and watch where it stops.
     """)
     return
 
@@ -381,7 +381,7 @@ def calibrated_4(changed, delta, luck):
     def calibrated(draw):
         drawn = np.random.default_rng(draw).integers(0, changed.shape[1], 150)
         failed = {_candidate[2]: _row[drawn] for _candidate, _row in zip(ladder, changed, strict=True)}
-        return failed, tk.exits.calibrate(ladder, lambda candidate: failed[candidate[2]], delta.value, EPSILON)
+        return failed, tk.exits.promise(ladder, lambda candidate: failed[candidate[2]], delta.value, EPSILON)
 
     found = calibrated(luck.value)
     return calibrated, found

@@ -24,7 +24,7 @@ from tinykron.decode import shortlist
 from tinykron.decode.speed import Costs, predicted_speedup
 from tinykron.errors import TinykronError
 from tinykron.exits import analysis
-from tinykron.exits.thresholds import calibrate_folder
+from tinykron.exits.thresholds import promise_folder
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_folders_own_exits_and_thresholds_are_measured(places, tmp_path):
     options = {"lengths": (1,), "source": text, "prompts": 1, "new": 2, "threads": 1, "repeats": 1}
     assert sorted({row.exit for row in bench_exits(chosen, **options).drafts}) == [1, 2, 3]
     lists(chosen, [2, 4])
-    calibrate_folder(chosen, ["the list"] * 8, 0.4, 0.1, tokens=2, levels=(0.9,))
+    promise_folder(chosen, ["the list"] * 8, 0.4, 0.1, tokens=2, levels=(0.9,))
     found = bench_exits(chosen, **options)
     assert [row.exit for row in found.drafts] == [2]
     assert found.early[-1].name == "the folder's thresholds" and found.early[-1].depth <= 4.0

@@ -26,7 +26,7 @@ TEXT = ["--prompt", "the list", "--max-new-tokens", "8"]
 
 @pytest.fixture(scope="module")
 def sorted_folder(teacher):
-    thresholds.calibrate_folder(teacher, prompts(60), 0.3, 0.1, tokens=2)
+    thresholds.promise_folder(teacher, prompts(60), 0.3, 0.1, tokens=2)
     return teacher
 
 
@@ -234,7 +234,7 @@ def test_calibrating_prints_what_was_tested_and_the_promise(capsys, sorted_folde
 
 def test_what_cannot_be_promised_is_said(capsys, monkeypatch, sorted_folder, prompt_file):
     monkeypatch.setattr(
-        thresholds.calibrate_folder, "__defaults__", (*thresholds.calibrate_folder.__defaults__[:-1], (0.0,))
+        thresholds.promise_folder, "__defaults__", (*thresholds.promise_folder.__defaults__[:-1], (0.0,))
     )
     code, out, _ = call(capsys, "promise", sorted_folder, "--tokens", "8", "--prompts", prompt_file)
     assert code == 1 and "no threshold can be promised" in out

@@ -96,7 +96,7 @@ def test_one_candidate_passes_wrongly_with_probability_epsilon_at_most(prompts, 
 
     def passes(failures: int) -> bool:
         failed = np.arange(prompts) < failures
-        return promises.calibrate(["one"], lambda _: failed, delta, epsilon).chosen is not None
+        return promises.promise(["one"], lambda _: failed, delta, epsilon).chosen is not None
 
     most = max((k for k in range(0, prompts, 1 + prompts // 50) if passes(k)), default=-1)
     while passes(most + 1):
@@ -133,7 +133,7 @@ def broken_promises(prompts: int, delta: float, epsilon: float, times: int) -> t
         def fails(threshold: float, uniform_P: np.ndarray = uniform_P) -> np.ndarray:
             return uniform_P < true_share(threshold)
 
-        ours = promises.calibrate(LADDER, fails, delta, epsilon).chosen
+        ours = promises.promise(LADDER, fails, delta, epsilon).chosen
         for place, chosen in enumerate((ours, plug_in(fails, delta))):
             broken[place] += chosen is not None and true_share(chosen) > delta
     return tuple(broken / times)
@@ -152,11 +152,11 @@ def test_candidates_are_tried_in_order_until_one_fails():
         asked.append(candidate)
         return np.arange(200) < failures[candidate]
 
-    found = promises.calibrate(list("abcd"), fails, delta=0.1)
+    found = promises.promise(list("abcd"), fails, delta=0.1)
     assert (found.chosen, asked) == ("b", ["a", "b", "c"])
     assert [(one.candidate, one.failures) for one in found.tested] == [("a", 1), ("b", 2), ("c", 60)]
     assert str(found).endswith("with probability 0.95 over the prompts, at most a share of 0.1 fails with b")
-    none = promises.calibrate(["c", "a"], fails, delta=0.1)
+    none = promises.promise(["c", "a"], fails, delta=0.1)
     assert none.chosen is None
     assert str(none).endswith("no candidate holds failures to a share of 0.1; leave early nowhere")
 
@@ -179,7 +179,7 @@ def test_a_models_thresholds_are_calibrated_on_its_own_texts():
         assert asked(candidate).tolist() == expected[-1]
     assert not any(expected[0])
     assert any(expected[2])
-    found = promises.calibrate(levels, asked, delta=0.3)
+    found = promises.promise(levels, asked, delta=0.3)
     assert found.chosen is not None
     assert found.tested[-1].failures == sum(expected[len(found.tested) - 1])
     assert generate(model, [1, 2], 4, confidence=found.chosen).shape[0] == 1
@@ -208,7 +208,7 @@ def test_a_text_that_ended_is_the_same_however_long_its_neighbours_are():
 def test_what_proves_nothing_is_refused(options, error, message):
     given_options = {"candidates": [1, 2], "fails": lambda c: np.zeros(100, bool), "delta": 0.1, **options}
     with pytest.raises(error, match=message):
-        promises.calibrate(**given_options)
+        promises.promise(**given_options)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -393,3 +393,11 @@ def test_rotation_takes_each_inner_exit_once_a_period_and_the_last_always():
 def test_weights_that_make_no_loss_are_refused(call, message):
     with pytest.raises(TinykronError, match=message):
         call(deep("gpt2", 0))
+
+
+def test_old_names_still_work_and_say_the_new_ones():
+    for old, new in (("calibrate", promises.promise), ("Calibration", promises.Promised)):
+        with pytest.warns(DeprecationWarning, match=f"tinykron.exits.{old} is called tinykron.exits.Promised|promise"):
+            assert getattr(tk.exits, old) is new
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = tk.exits.nothing

@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str):
     (tmp_path / pareto.FILE).write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=f"{pareto.FILE}: expected the measured grid"):
         pareto.read(tmp_path)
-    with pytest.raises(CheckpointError, match="found nothing; `tinykron sort"):
+    with pytest.raises(CheckpointError, match="found nothing; `tinykron grid"):
         pareto.read(tmp_path / "none")
 
 

@@ -18,7 +18,7 @@ from tinykron import exits
 from tinykron.decode.generate import changes
 from tinykron.errors import CheckpointError, DataError, TinykronError, UntrainedExitWarning
 from tinykron.exits import thresholds
-from tinykron.exits.thresholds import calibrate_folder, read, read_prompts, refusal
+from tinykron.exits.thresholds import promise_folder, read, read_prompts, refusal
 
 WORDS = "the list holds items and a dict maps keys to values while tuples stay as they are".split()
 
@@ -58,7 +58,7 @@ def folder(teacher, tmp_path):
 
 
 def test_a_promise_is_written_and_read_back(folder):
-    found, promise = calibrate_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=(0.9, 0.5, 0.1))
+    found, promise = promise_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=(0.9, 0.5, 0.1))
     assert found.chosen == promise.thresholds and set(promise.thresholds) == {1, 2}
     assert read(folder) == promise
     assert {path.name for path in folder.iterdir()} == {
@@ -78,7 +78,7 @@ def test_a_promise_is_written_and_read_back(folder):
 @pytest.mark.parametrize("skipped", ["recompute", "copy"])
 def test_what_fails_is_a_text_that_changes(folder, skipped):
     texts = prompts(30)
-    found, promise = calibrate_folder(folder, texts, 0.5, 0.2, tokens=3, skipped=skipped, levels=(0.9, 0.05))
+    found, promise = promise_folder(folder, texts, 0.5, 0.2, tokens=3, skipped=skipped, levels=(0.9, 0.05))
     model, failures = tk.load(folder), {}
     for level in (0.9, 0.05):
         rule = {"confidence": {1: level, 2: level}, "skipped": skipped}
@@ -92,7 +92,7 @@ def test_what_fails_is_a_text_that_changes(folder, skipped):
 
 def test_what_fails_is_a_loss_that_is_too_far_above(folder):
     texts, bound = prompts(30), 0.02
-    found, promise = calibrate_folder(folder, texts, 0.5, 0.2, bound=bound, levels=(0.9, 0.05))
+    found, promise = promise_folder(folder, texts, 0.5, 0.2, bound=bound, levels=(0.9, 0.05))
     model = tk.load(folder)
     for one in found.tested:
         failures = 0
@@ -109,7 +109,7 @@ def test_what_fails_is_a_loss_that_is_too_far_above(folder):
 
 def test_what_cannot_be_promised_is_said_and_nothing_is_written(folder):
     """A threshold of 0 leaves at once; the texts of one block are not those of four."""
-    found, promise = calibrate_folder(folder, prompts(60), 0.05, 0.05, tokens=6, levels=(0.0,))
+    found, promise = promise_folder(folder, prompts(60), 0.05, 0.05, tokens=6, levels=(0.0,))
     assert promise is None and found.chosen is None
     assert not (folder / "exits.json").exists()
     assert f"{found.tested[0].failures} of 60 prompts fail" in refusal(found)
@@ -120,12 +120,12 @@ def test_what_cannot_be_promised_is_said_and_nothing_is_written(folder):
 def test_so_many_prompts_would_do(failures, of, delta):
     needed = exits.prompts_needed(failures, of, delta, 0.05)
     scaled = int(np.ceil(failures / of * needed))
-    assert exits.calibrate([1], lambda _: np.arange(needed) < scaled, delta, 0.05).chosen == 1
+    assert exits.promise([1], lambda _: np.arange(needed) < scaled, delta, 0.05).chosen == 1
     if needed > of:
         fewer = int(needed * 0.9)
         scaled = int(np.ceil(failures / of * fewer))
         assert exits.binomial_tail(scaled, fewer, delta) > 0.05
-    tested = exits.Calibration(None, delta, 0.05, of, (exits.Tested({1: 0.9}, failures, 0.5),))
+    tested = exits.Promised(None, delta, 0.05, of, (exits.Tested({1: 0.9}, failures, 0.5),))
     assert f"about {needed} prompts would do" in refusal(tested)
 
 
@@ -136,7 +136,7 @@ def test_no_number_of_prompts_proves_a_share_that_is_too_large():
 def test_an_exit_that_was_not_trained_is_warned_of(folder):
     lists(folder, [2, 4])
     with pytest.warns(UntrainedExitWarning, match=r"exit 1 was not trained: config.json lists 2, 4"):
-        calibrate_folder(folder, prompts(30), 0.5, 0.2, (1, 2), tokens=1, levels=(0.9,))
+        promise_folder(folder, prompts(30), 0.5, 0.2, (1, 2), tokens=1, levels=(0.9,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         thresholds.warn_untrained(folder, (2, 4), (2,))
@@ -145,9 +145,9 @@ def test_an_exit_that_was_not_trained_is_warned_of(folder):
 
 
 def test_exits_are_the_trained_ones_below_the_last(folder):
-    found, _ = calibrate_folder(folder, prompts(30), 0.5, 0.2, tokens=1, levels=(0.9,))
+    found, _ = promise_folder(folder, prompts(30), 0.5, 0.2, tokens=1, levels=(0.9,))
     assert list(found.tested[0].candidate) == [1, 2]
-    found, _ = calibrate_folder(folder, prompts(30), 0.5, 0.2, exits=(2, 4), tokens=1, levels=(0.9,))
+    found, _ = promise_folder(folder, prompts(30), 0.5, 0.2, exits=(2, 4), tokens=1, levels=(0.9,))
     assert list(found.tested[0].candidate) == [2]
 
 
@@ -174,14 +174,14 @@ def test_exits_are_the_trained_ones_below_the_last(folder):
 def test_bad_input_is_refused_and_nothing_is_written(folder, options, error, message):
     given = {"prompts": prompts(60), "tokens": 4} | options
     with pytest.raises(error, match=message):
-        calibrate_folder(folder, **given)
+        promise_folder(folder, **given)
     assert not (folder / "exits.json").exists()
 
 
 def test_a_folder_that_lists_no_exits_needs_some_named(folder):
     lists(folder, None)
     with pytest.raises(TinykronError, match="expected some below 4 blocks, .*config.json lists none"):
-        calibrate_folder(folder, prompts(60))
+        promise_folder(folder, prompts(60))
 
 
 LEVELS = (0.9, 0.5, 0.1)
@@ -204,7 +204,7 @@ def interrupted(folder, monkeypatch, after: int, count: int = 60) -> list[float]
 
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(thresholds, "changes", stopping)
-        calibrate_folder(folder, prompts(count), 0.2, 0.1, tokens=4, levels=LEVELS)
+        promise_folder(folder, prompts(count), 0.2, 0.1, tokens=4, levels=LEVELS)
     return asked
 
 
@@ -213,7 +213,7 @@ def test_an_interrupted_calibration_goes_on_where_it_was(folder, monkeypatch):
     assert interrupted(folder, monkeypatch, after=9) == [0.1]  # the others are known
     assert not (folder / thresholds.UNFINISHED).exists()
     resumed = (folder / "exits.json").read_text()
-    calibrate_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=LEVELS)
+    promise_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=LEVELS)
     assert (folder / "exits.json").read_text() == resumed
 
 
@@ -224,7 +224,7 @@ def test_what_is_known_stays_until_the_promise_is_written(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(thresholds, "_depth", pressed)
         with pytest.raises(KeyboardInterrupt):
-            calibrate_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=LEVELS)
+            promise_folder(folder, prompts(60), 0.2, 0.1, tokens=4, levels=LEVELS)
     assert interrupted(folder, monkeypatch, after=9) == [] and (folder / "exits.json").exists()
 
 
@@ -251,8 +251,8 @@ def test_what_was_found_for_something_else_does_not_count(folder, monkeypatch, o
 
 
 def test_a_failed_calibration_leaves_an_earlier_promise(folder):
-    _, promise = calibrate_folder(folder, prompts(60), 0.3, 0.1, tokens=2, levels=(0.9,))
-    calibrate_folder(folder, prompts(60), 0.05, 0.05, tokens=6, levels=(0.0,))
+    _, promise = promise_folder(folder, prompts(60), 0.3, 0.1, tokens=2, levels=(0.9,))
+    promise_folder(folder, prompts(60), 0.05, 0.05, tokens=6, levels=(0.0,))
     assert read(folder) == promise
 
 
@@ -274,11 +274,11 @@ def test_a_folder_without_a_promise_says_how_to_make_one(folder):
 def test_a_damaged_list_of_exits_is_named(folder, exits):
     lists(folder, exits)
     with pytest.raises(CheckpointError, match="exits: expected rising numbers of blocks in 1..4, found"):
-        calibrate_folder(folder, prompts(30), 0.5, 0.2)
+        promise_folder(folder, prompts(30), 0.5, 0.2)
 
 
 def test_the_thresholds_are_those_that_generate_takes(folder):
-    _, promise = calibrate_folder(folder, prompts(60), 0.3, 0.1, tokens=2, levels=(0.9,))
+    _, promise = promise_folder(folder, prompts(60), 0.3, 0.1, tokens=2, levels=(0.9,))
     model, trace = tk.load(folder), tk.Trace()
     ids = tk.generate(model, [5, 6], 4, confidence=read(folder).thresholds, trace=trace)
     assert host(ids).shape == (1, 6) and set(trace.depths.ravel().tolist()) <= {*promise.thresholds, 4}
@@ -299,7 +299,7 @@ def test_1000_calibrations_on_a_models_texts_keep_the_promise():
     generator, broken = np.random.default_rng(0), np.zeros(2)
     for _ in range(1000):
         drawn = generator.integers(0, len(world), 300)
-        found = exits.calibrate(
+        found = exits.promise(
             range(len(candidates)), lambda place, drawn=drawn: failed_CP[place, drawn], delta, epsilon
         )
         too_many = failed_CP[:, drawn].mean(axis=1) > delta

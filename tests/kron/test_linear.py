@@ -20,7 +20,7 @@ from tinykron.gradcheck import gradcheck
 from tinykron.kron import product
 from tinykron.kron.algebra import rearrange
 from tinykron.kron.linear import KronApply, KronRows, kron_linear
-from tinykron.kron.order import Plan
+from tinykron.kron.order import Wanted
 
 # (M, N, P, Q): either order of the two products, and factors that are a row, a column or a number
 SIZES = [(2, 5, 3, 4), (5, 2, 4, 3), (3, 4, 2, 1), (3, 4, 1, 2), (1, 3, 4, 2), (4, 1, 1, 5), (2, 3, 1, 1), (1, 1, 3, 2)]
@@ -54,13 +54,13 @@ def dense_gradients(a: Any, b: Any, x: Any, grad: Any) -> list[np.ndarray]:
     return [grad @ KronPair(a, b).dense(), grad_a.reshape(a.shape), grad_b.reshape(b.shape)]
 
 
-@given(pair=kron_pairs(), data=st.data(), plan=st.sampled_from(get_args(Plan)))
+@given(pair=kron_pairs(), data=st.data(), plan=st.sampled_from(get_args(Wanted)))
 def test_gradients_are_those_of_the_dense_layer(device: str, pair: KronPair, data: Any, plan: str) -> None:
     (_, m, n), (_, p, q) = pair.a_RMN.shape, pair.b_RPQ.shape
     rows = data.draw(st.integers(0, 9))
     x, grad = data.draw(arrays((rows, n * q))), data.draw(arrays((rows, m * p)))
     tensors = leaves(x, *pair)
-    kron_linear(*tensors, plan=plan).backward(to_device(grad))
+    kron_linear(*tensors, order=plan).backward(to_device(grad))
     for tensor, expected in zip(tensors, dense_gradients(*pair, x, grad), strict=True):
         assert_close(tensor.grad, expected, atol=1e-9)
     along_a, along_b = ((host(t.data) * host(t.grad)).sum(axis=(1, 2)) for t in tensors[1:])
@@ -93,7 +93,7 @@ class Watched(KronApply):
         return self.returned
 
 
-@pytest.mark.parametrize("plan", get_args(Plan))
+@pytest.mark.parametrize("plan", get_args(Wanted))
 def test_the_gradient_of_x_is_handed_over_and_not_copied(device: str, plan: str) -> None:
     """A view of an array, such as a reshape returns, is none that the engine may keep."""
     function, inputs = Watched(plan), leaves(*drawn((2, 3, 20), (2, 3, 4), (2, 5, 5)))
@@ -131,7 +131,7 @@ def test_neither_pass_holds_the_dense_matrix(sizes: tuple[int, ...]) -> None:
     m, n, p, q = sizes
     inputs = leaves(*(np.ones(s, np.float32) for s in [(4, n * q), (2, m, n), (2, p, q), (m * p,)]))
     tracemalloc.start()
-    kron_linear(*inputs, plan="factors").sum().backward()
+    kron_linear(*inputs, order="factors").sum().backward()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < m * n * p * q * 4 / 8
@@ -143,8 +143,8 @@ def test_kron_linear_refuses_another_width() -> None:
 
 
 def test_kron_linear_refuses_an_unknown_plan() -> None:
-    with pytest.raises(tk.TinykronError, match='plan: found "best"'):
-        kron_linear(np.ones(12), np.ones((1, 2, 4)), np.ones((1, 5, 3)), plan="best")
+    with pytest.raises(tk.TinykronError, match='order: found "best"'):
+        kron_linear(np.ones(12), np.ones((1, 2, 4)), np.ones((1, 5, 3)), order="best")
 
 
 @pytest.mark.parametrize(("terms", "trained", "kept"), [(1, True, True), (1, False, False), (8, True, False)])
@@ -157,8 +157,9 @@ def test_narrow_products_of_the_first_factor_are_kept_for_training(terms: int, t
 
 def test_wide_products_of_the_first_factor_are_not_kept_for_the_backward_pass() -> None:
     x, a, b = leaves(*(np.ones(shape, np.float32) for shape in [(512, 64), (8, 4, 8), (8, 16, 8)]))
+    kron_linear(x, a, b, order="factors")  # the first call makes threads
     tracemalloc.start()
-    y = kron_linear(x, a, b, plan="factors")
+    y = kron_linear(x, a, b, order="factors")
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert held < 1.1 * y.data.nbytes
@@ -236,8 +237,8 @@ def test_the_plan_of_a_layer_is_its_way_to_multiply(monkeypatch: Any, kind: Any,
     )
     multiply = layer if kind is kron.KronLinear else layer.project
     x = tk.Tensor(np.ones((400, inputs), np.float32))  # with so many terms and rows, the dense matrix is worth building
-    assert layer.plan == expected
-    found = [multiply(x).shape for layer.plan in ("auto", "factors", "a_first", "dense")]
+    assert layer.order == expected
+    found = [multiply(x).shape for layer.order in ("auto", "factors", "a_first", "dense")]
     assert found == [(400, outputs)] * 4
     assert orders == ["dense", "b_first", "a_first", "dense"]
 
@@ -318,3 +319,16 @@ def test_a_layer_learns() -> None:
     for parameter in layer.parameters():
         parameter.data -= step * parameter.grad
     assert before.item() - loss().item() == pytest.approx(step * slope, rel=0.02)
+
+
+def test_the_old_name_of_an_order_still_works_and_says_the_new_one():
+    layer = kron.KronLinear(6, 6, (2, 3), generator=np.random.default_rng(0))
+    a, b, x = layer.factors.a, layer.factors.b, np.ones((2, 6), np.float32)
+    with pytest.warns(DeprecationWarning, match=r"kron.apply\(plan=\) is called order= now"):
+        old = kron.apply(a, b, x, plan="b_first")
+    assert np.array_equal(old, kron.apply(a, b, x, order="b_first"))
+    with pytest.warns(DeprecationWarning, match=r"KronLinear.plan is called order= now"):
+        layer.plan = "dense"
+    assert layer.order == "dense"
+    with pytest.warns(DeprecationWarning):
+        assert layer.plan == "dense"

@@ -146,18 +146,18 @@ def test_each_number_counts():
 
 def test_a_plan_is_an_order_or_chooses_one():
     a, b = (type("Shape", (), {"shape": shape}) for shape in ((4, 384, 384), (4, 2, 2)))
-    found = [order.order_of(plan, a, b, 1024, "forward", "cpu") for plan in get_args(order.Plan)]
+    found = [order.order_of(plan, a, b, 1024, "forward", "cpu") for plan in get_args(order.Wanted)]
     assert found == ["dense", "b_first", "a_first", "b_first", "dense"]
     with pytest.raises(TinykronError, match='plan: found "best", expected one of auto, factors'):
-        order.checked_plan("best")
+        order.checked_order("best")
 
 
 # Measuring, and the cache ---------------------------------------------------------------------------------------------
 
 
 def test_what_is_measured_makes_sense(device):
-    found = order.calibrate(device)
-    each = inspect.signature(order.calibrate).parameters["seconds"].default
+    found = order.measure_machine(device)
+    each = inspect.signature(order.measure_machine).parameters["seconds"].default
     assert each * len(fields(found)) < 0.5  # of the second that measuring may take; how long it took is no test
     assert found.call > 0 and found.multiply > 0 and all(value >= 0 for value in astuple(found))
     assert found.multiply * 768 * 768 < 1.0  # seconds, of one row and a dense matrix
@@ -165,14 +165,14 @@ def test_what_is_measured_makes_sense(device):
 
 def test_switched_off_nothing_is_measured(monkeypatch, empty_cache):
     monkeypatch.setenv(order.SWITCH, "off")
-    monkeypatch.setattr(order, "calibrate", lambda device: pytest.fail("measured"))
+    monkeypatch.setattr(order, "measure_machine", lambda device: pytest.fail("measured"))
     assert order.cost_model("cpu") == CostModel()
     assert not empty_cache.exists()
 
 
 def test_a_machine_is_measured_once_and_then_read(monkeypatch, empty_cache):
     calls = []
-    monkeypatch.setattr(order, "calibrate", lambda device: calls.append(device) or MEASURED)
+    monkeypatch.setattr(order, "measure_machine", lambda device: calls.append(device) or MEASURED)
     for _ in range(2):
         assert order.cost_model("cpu") == MEASURED
         assert order.choose((1, 8, 2), (1, 384, 384), 1) == "b_first"
@@ -220,7 +220,7 @@ def test_a_multiplication_never_costs_nothing(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_left_alone(monkeypatch, empty_cache):
     empty_cache.parent.write_text("a file where the folder should be")
-    monkeypatch.setattr(order, "calibrate", lambda device: MEASURED)
+    monkeypatch.setattr(order, "measure_machine", lambda device: MEASURED)
     assert order.cost_model("cpu") == MEASURED
 
 

@@ -19,7 +19,7 @@ from tinykron.errors import ShapeError, TinykronError
 from tinykron.kron import order as order_module
 from tinykron.kron import product
 from tinykron.kron.algebra import rearrange
-from tinykron.kron.order import Order, Plan, order_of
+from tinykron.kron.order import Order, Wanted, order_of
 from tinykron.threads import BLOCK_ELEMENTS, LARGE
 
 DTYPES = [np.float32, np.float64]
@@ -111,10 +111,10 @@ def test_apply_in_either_order_with_few_and_many_rows(
 # Any order, any layout ------------------------------------------------------------------------------------------------
 
 
-@given(product=products(), plan=st.sampled_from(get_args(Plan)))
+@given(product=products(), plan=st.sampled_from(get_args(Wanted)))
 def test_every_plan_gives_the_same(device: str, product: Product, plan: Any) -> None:
     (a, b), x = product
-    check_apply(partial(kron.apply, plan=plan), to_device(a), to_device(b), to_device(x))
+    check_apply(partial(kron.apply, order=plan), to_device(a), to_device(b), to_device(x))
 
 
 def gradients(order: Any, a: Any, b: Any, x_TNQ: Any, grad: Any, z: Any = None) -> tuple[Any, Any, Any]:
@@ -166,7 +166,7 @@ def test_blocks_of_rows_on_threads(
     generator = np.random.default_rng(0)
     shapes = (terms, m, n), (terms, p, q), (rows, n * q), (rows, m * p)
     a, b, x, grad = (generator.standard_normal(shape) for shape in shapes)
-    check_apply(partial(kron.apply, plan=order), a, b, x)
+    check_apply(partial(kron.apply, order=order), a, b, x)
     check_gradients(gradients, order, a, b, x, grad)
 
 
@@ -289,7 +289,7 @@ def test_the_memory_test_sees_a_dense_matrix(backward: bool, matrices: int) -> N
 
 
 def test_apply_refuses_a_plan_that_it_does_not_know() -> None:
-    with pytest.raises(TinykronError, match='plan: found "fastest", expected one of auto, factors, a_first, b_first'):
+    with pytest.raises(TinykronError, match='order: found "fastest", expected one of auto, factors, a_first, b_first'):
         kron.apply(np.ones((1, 2, 3)), np.ones((1, 5, 4)), np.ones(12), "fastest")
 
 

@@ -82,7 +82,7 @@ def test_identities_hold(relation: Relation, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_identity_that_is_broken_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = kron.apply
     monkeypatch.setattr(
-        kron, "apply", lambda a, b, x, plan="auto": right(a, b, x) * (1.001 if plan == "a_first" else 1)
+        kron, "apply", lambda a, b, x, order="auto": right(a, b, x) * (1.001 if order == "a_first" else 1)
     )
     relation = identities.IDENTITIES[0]
     assert relation.rule(relation.run(None, 0)) == -1

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     }
     exits = numbers("--exits", options.exits) if options.exits else None
     with told_of_exits():
-        found, promise = thresholds.calibrate_folder(folder, options.prompts, exits=exits, **chosen)
+        found, promise = thresholds.promise_folder(folder, options.prompts, exits=exits, **chosen)
     lines = [
         f"threshold {next(iter(one.candidate.values())):g}: {one.failures} of {found.prompts} fail, p {one.p_value:.2g}"
         for one in found.tested

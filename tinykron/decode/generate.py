@@ -145,7 +145,7 @@ def changes(
 ) -> Callable[[Mapping[int, float]], np.ndarray]:
     """Return a function of confidence thresholds that says which prompts' greedy text they change: (P,) booleans.
 
-    It is what `exits.calibrate` asks. options: `skipped`, `stop`, `exit`, `terms`, `width`, as in `generate`;
+    It is what `exits.promise` asks. options: `skipped`, `stop`, `exit`, `terms`, `width`, as in `generate`;
     `batch` prompts go at once.
     """
 

@@ -54,7 +54,7 @@ class Tested(Generic[Candidate]):
 
 
 @dataclass(frozen=True)
-class Calibration(Generic[Candidate]):
+class Promised(Generic[Candidate]):
     """Which thresholds may be used, and what that promises."""
 
     chosen: Candidate | None  # the last candidate that passed; None: not even the first, so use no early exit
@@ -74,12 +74,12 @@ class Calibration(Generic[Candidate]):
         return "\n".join([*rows, promise])
 
 
-def calibrate(
+def promise(
     candidates: Sequence[Candidate],
     fails: Callable[[Candidate], Sequence[bool] | np.ndarray],
     delta: float,
     epsilon: float = 0.05,
-) -> Calibration[Candidate]:
+) -> Promised[Candidate]:
     """Return the boldest thresholds of which it is safe to say: at most a share `delta` of prompts fails.
 
     candidates  from careful to bold, in an order chosen before the prompts were seen: see `ladder`
@@ -93,14 +93,14 @@ def calibrate(
     """
     check_prompts(None, delta, epsilon)
     if not candidates:
-        raise TinykronError("calibrate: expected at least one candidate")
+        raise TinykronError("promise: expected at least one candidate")
     chosen, tested, prompts = None, [], 0
     for candidate in candidates:
         failed_P = np.asarray(fails(candidate))
         if failed_P.ndim != 1 or failed_P.dtype != bool or len(failed_P) != (prompts or len(failed_P)):
             expected = f"({prompts},)" if prompts else "(prompts,)"
             found = f"{failed_P.dtype} {failed_P.shape}"
-            raise ShapeError(f"calibrate: of each candidate, expected booleans {expected}, found {found}")
+            raise ShapeError(f"promise: of each candidate, expected booleans {expected}, found {found}")
         prompts = len(failed_P)
         check_prompts(prompts, delta, epsilon)
         failures = int(failed_P.sum())
@@ -109,17 +109,17 @@ def calibrate(
         if p_value > epsilon:
             break
         chosen = candidate
-    return Calibration(chosen, delta, epsilon, prompts, tuple(tested))
+    return Promised(chosen, delta, epsilon, prompts, tuple(tested))
 
 
 def check_prompts(prompts: int | None, delta: float, epsilon: float) -> None:
     """Raise TinykronError unless so many prompts can prove a share of `delta`; None: for delta and epsilon alone."""
     for name, value in (("delta", delta), ("epsilon", epsilon)):
         if not 0.0 < value < 1.0:
-            raise TinykronError(f"calibrate: {name}: expected a number between 0 and 1, found {value}")
+            raise TinykronError(f"promise: {name}: expected a number between 0 and 1, found {value}")
     if prompts is not None and (1.0 - delta) ** prompts > epsilon:
         least = ceil(log(epsilon) / log(1.0 - delta))
-        raise TinykronError(f"calibrate: {prompts} prompts prove nothing, whatever they give; at least {least} can")
+        raise TinykronError(f"promise: {prompts} prompts prove nothing, whatever they give; at least {least} can")
 
 
 def prompts_needed(failures: int, prompts: int, delta: float, epsilon: float) -> int | None:
@@ -140,5 +140,5 @@ def binomial_tail(count: int, trials: int, probability: float) -> float:
 
 
 def ladder(exits: Sequence[int], levels: Sequence[float]) -> list[dict[int, float]]:
-    """Return candidates for `calibrate`: one threshold for all exits, from the highest level to the lowest."""
+    """Return candidates for `promise`: one threshold for all exits, from the highest level to the lowest."""
     return [dict.fromkeys(exits, level) for level in sorted(levels, reverse=True)]

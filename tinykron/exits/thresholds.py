@@ -1,4 +1,4 @@
-"""Thresholds as a folder's property: calibrated on prompts, with a promise, and kept beside the model in exits.json.
+"""Thresholds as a folder's property: found on prompts, with a promise, and kept beside the model in exits.json.
 
 Letters: B batch, T positions, P prompts.
 """
@@ -21,13 +21,13 @@ from tinykron.data.tokens import IGNORED
 from tinykron.decode.arguments import SKIPPED
 from tinykron.decode.generate import Trace, changes, generate
 from tinykron.errors import CheckpointError, DataError, TinykronError, UntrainedExitWarning
-from tinykron.exits.promises import Calibration, calibrate, check_prompts, ladder, losses_by_confidence, prompts_needed
+from tinykron.exits.promises import Promised, check_prompts, ladder, losses_by_confidence, promise, prompts_needed
 from tinykron.models.checks import check_exits
 from tinykron.support import files
 from tinykron.support.progress import Progress
 
 FILE = "exits.json"
-UNFINISHED = ".calibrating.json"  # what an interrupted calibration has found
+UNFINISHED = ".calibrating.json"  # what an interrupted search has found
 LEVELS = (0.999, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # chosen before any prompt is seen
 KEYS = ("prompt", "instruction", "question", "text")  # of a JSON line: the first that is there
 AT_ONCE = 16  # prompts
@@ -40,7 +40,7 @@ class Promise:
     thresholds: dict[int, float]  # {blocks: least confidence}
     delta: float
     epsilon: float
-    prompts: int  # that it was calibrated on
+    prompts: int  # that it was found on
     criterion: str  # when a text fails: "text", it is not the full model's; "loss", its loss is too far above
     bound: float | None  # nats a token above the full model's, of "loss"
     tokens: int | None  # new tokens of a text, of "text"
@@ -63,7 +63,7 @@ class Promise:
 # Calibrating ----------------------------------------------------------------------------------------------------------
 
 
-def calibrate_folder(
+def promise_folder(
     folder: str | Path,
     prompts: str | Path | Sequence[str],
     delta: float = 0.05,
@@ -73,7 +73,7 @@ def calibrate_folder(
     tokens: int = 40,
     skipped: str = "recompute",
     levels: Sequence[float] = LEVELS,
-) -> tuple[Calibration[dict[int, float]], Promise | None]:
+) -> tuple[Promised[dict[int, float]], Promise | None]:
     """Find the boldest thresholds that keep a promise, and write them into the folder; leave it alone if none does.
 
     folder   a causal model's
@@ -88,7 +88,7 @@ def calibrate_folder(
     Returns what was tested, and the promise, None if there is none. Raises TinykronError, before the model runs, for
     too few prompts (and says how many are needed), exits out of range, and prompts that do not fit the context.
     Interrupted, it goes on at the level where it was when it is called again with the same model and prompts.
-    Learn-then-Test: see `exits.calibrate`.
+    Learn-then-Test: see `exits.promise`.
     """
     folder = Path(folder)
     texts = read_prompts(prompts) if isinstance(prompts, (str, Path)) else list(prompts)
@@ -124,7 +124,7 @@ def calibrate_folder(
             progress.advance(len(ids), f"at {level:g}, {failed_P.sum()} fail")
             return failed_P
 
-        found = calibrate(ladder(depths, levels), fails, delta, epsilon)
+        found = promise(ladder(depths, levels), fails, delta, epsilon)
     if found.chosen is None:
         known.forget()
         return found, None
@@ -134,14 +134,14 @@ def calibrate_folder(
         for one in found.tested
     )
     criterion, length = ("text", tokens) if bound is None else ("loss", None)
-    promise = Promise(found.chosen, delta, epsilon, len(ids), criterion, bound, length, skipped, depth, tested)
-    files.write(folder / FILE, json.dumps(asdict(promise), indent=2) + "\n")
+    made = Promise(found.chosen, delta, epsilon, len(ids), criterion, bound, length, skipped, depth, tested)
+    files.write(folder / FILE, json.dumps(asdict(made), indent=2) + "\n")
     known.forget()
-    return found, promise
+    return found, made
 
 
 class Known:
-    """Which prompts failed at the levels tried so far, kept in the folder: an interrupted calibration goes on there."""
+    """Which prompts failed at the levels tried so far, kept in the folder: an interrupted search goes on there."""
 
     def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
         """asked: all that the failures depend on but the level; what was found for anything else does not count."""
@@ -169,8 +169,8 @@ class Known:
         self.path.unlink(missing_ok=True)
 
 
-def refusal(found: Calibration[dict[int, float]]) -> str:
-    """Say that a calibration promises nothing, and how many prompts might."""
+def refusal(found: Promised[dict[int, float]]) -> str:
+    """Say that nothing can be promised, and how many prompts might."""
     first = found.tested[0]
     level = next(iter(first.candidate.values()))
     needed = prompts_needed(first.failures, found.prompts, found.delta, found.epsilon)
@@ -201,12 +201,12 @@ def _exits(folder: Path, model: Any, exits: Sequence[int] | None) -> tuple[int, 
 def _encoded(model: Any, texts: Sequence[str], new: int) -> list[list[int]]:
     """Return the token ids of prompts. Raises DataError for one that is too short or, with new tokens, too long."""
     if model.tokenizer is None:
-        raise TinykronError("calibrate: the model has no tokenizer to read prompts with")
+        raise TinykronError("promise: the model has no tokenizer to read prompts with")
     ids, least = [model.tokenizer.encode(text).ids for text in texts], 1 if new else 2
     for number, row in enumerate(ids, 1):
         if not least <= len(row) <= model.context - new:
             limit = f"{least} to {model.context - new}, of a context of {model.context}"
-            raise DataError(f"calibrate: prompt {number} has {len(row)} tokens, expected {limit}")
+            raise DataError(f"promise: prompt {number} has {len(row)} tokens, expected {limit}")
     return ids
 
 
@@ -290,10 +290,10 @@ def read(folder: str | Path) -> Promise:
     path = Path(folder) / FILE
     if not path.exists():
         hint = 'make one with "tinykron promise FOLDER --delta 0.05 --epsilon 0.05 --prompts FILE"'
-        raise CheckpointError(f"{folder}: has no {FILE}, so no calibrated thresholds; {hint}")
+        raise CheckpointError(f"{folder}: has no {FILE}, so no thresholds with a promise; {hint}")
     found = _object(path)
     try:
         thresholds = {int(exit): float(level) for exit, level in found.pop("thresholds").items()}
         return Promise(thresholds=thresholds, tested=tuple(found.pop("tested")), **found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: expected what calibrating writes, found something else: {error}") from None
+        raise CheckpointError(f"{path}: expected what `promise` writes, found something else: {error}") from None

@@ -13,7 +13,7 @@ from typing import Any, Self
 from tinykron.backend import Array, backend_of, scatter_add, xp_of
 from tinykron.kron import algebra, product
 from tinykron.kron.algebra import KronSum, Shape
-from tinykron.kron.order import Order, Passes, checked_plan, order_of
+from tinykron.kron.order import Order, Passes, checked_order, order_of
 from tinykron.nn import (
     INITIAL_STD,
     Embedding,
@@ -35,12 +35,12 @@ from tinykron.threads import by_rows
 class KronApply(Function):
     """x (..., N*Q) times the transpose of a sum of Kronecker products, plus bias. KroneckerBERT eq. 6.
 
-    `plan` is as for `product.apply`; one order serves both passes. Kept for the backward pass are the inputs, and what
-    lies between the two products unless it is wider than x and y together: that is made again.
+    `wanted` is the order, as for `product.apply`; one serves both passes. Kept for the backward pass are the inputs,
+    and what lies between the two products unless it is wider than x and y together: that is made again.
     """
 
-    def __init__(self, plan: str = "auto") -> None:
-        self.plan = checked_plan(plan)
+    def __init__(self, wanted: str = "auto") -> None:
+        self.wanted = checked_order(wanted)
 
     def forward(self, xp, x, a_RMN, b_RPQ, bias=None):
         training = self.needs[1] or self.needs[2]
@@ -71,16 +71,16 @@ class KronApply(Function):
         return tuple(grad if needed else None for grad, needed in zip(grads, self.needs, strict=True))
 
     def _order(self, a: Array, b: Array, x_TNQ: Array, passes: Passes) -> Order:
-        return order_of(self.plan, a, b, len(x_TNQ), passes, backend_of(x_TNQ).name)
+        return order_of(self.wanted, a, b, len(x_TNQ), passes, backend_of(x_TNQ).name)
 
 
-def kron_linear(x: Any, a: Any, b: Any, bias: Any = None, plan: str = "auto") -> Tensor:
-    """Return x (..., N*Q) @ (sum of a (R, M, N) x b (R, P, Q))^T + bias (M*P); `plan` as for `product.apply`.
+def kron_linear(x: Any, a: Any, b: Any, bias: Any = None, order: str = "auto") -> Tensor:
+    """Return x (..., N*Q) @ (sum of a (R, M, N) x b (R, P, Q))^T + bias (M*P); `order` as for `product.apply`.
 
-    Raises ShapeError, TinykronError for another plan.
+    Raises ShapeError, TinykronError for another order.
     """
     product.check_factors(a, b, x.shape)
-    return KronApply(plan)(x, a, b) if bias is None else KronApply(plan)(x, a, b, bias)
+    return KronApply(order)(x, a, b) if bias is None else KronApply(order)(x, a, b, bias)
 
 
 class KronRows(Function):
@@ -141,12 +141,21 @@ class KronModule(Module):
     """What the two layers share: a matrix of shape `dense` = (M*P, N*Q) as factors a_RMN and b_RPQ.
 
     `energy` is the share of the dense matrix's norm that was kept when the factors were fitted; None if never.
-    `plan` is the way to multiply, as for `kron.apply`; set it on a layer, or on the class for all of them.
+    `order` is the way to multiply, as for `kron.apply`; set it on a layer, or on the class for all of them.
     `used` is how many terms count, and how many rows and columns of A: the first ones, None for all of them.
     """
 
-    plan: str
+    order: str
     used: tuple[int | None, int | None, int | None] = (None, None, None)
+
+    @property
+    def plan(self) -> str:
+        """What `order` was called in the version before; a DeprecationWarning says so."""
+        return product.renamed_order("", self.order, "KronLinear.plan")
+
+    @plan.setter
+    def plan(self, order: str) -> None:
+        self.order = product.renamed_order("", order, "KronLinear.plan")
 
     def __init__(self, dense: Shape, shape: Shape, terms: int, generator: Generator) -> None:
         a_shape, b_shape = algebra.factor_shapes(dense, shape)
@@ -211,11 +220,11 @@ class KronModule(Module):
 class KronLinear(KronModule):
     """x (..., in) -> x @ (sum of A x B)^T + bias (out). `shape` is the (M, N) of A; it must divide (out, in).
 
-    With many terms and rows the dense matrix may be the faster way: by plan "auto" it is then built for a call, and
-    gone after it: out*in numbers, three times as many in a backward pass. Plan "factors" saves that memory.
+    With many terms and rows the dense matrix may be the faster way: by order "auto" it is then built for a call, and
+    gone after it: out*in numbers, three times as many in a backward pass. Order "factors" saves that memory.
     """
 
-    plan = "auto"
+    order = "auto"
 
     def __init__(
         self,
@@ -253,17 +262,17 @@ class KronLinear(KronModule):
         bias = self.bias
         if bias is not None and self.unused:
             bias = Prefix(self.factors.shape[0])(bias)
-        return kron_linear(x, *self._in_use(), bias, self.plan)
+        return kron_linear(x, *self._in_use(), bias, self.order)
 
 
 class KronEmbedding(KronModule):
     """A (V, D) table as factors: ids (...) -> rows (..., D); also an output head, x (..., D) -> logits (..., V).
 
     `shape` is the (M, N) of A; it must divide (V, D). With M = V every row keeps numbers of its own. The table is the
-    largest matrix of a model: it is never built, but by plan "auto".
+    largest matrix of a model: it is never built, but by order "auto".
     """
 
-    plan = "factors"
+    order = "factors"
 
     def __init__(self, count: int, width: int, shape: Shape, terms: int = 1, generator: Generator = None) -> None:
         super().__init__((count, width), shape, terms, generator)
@@ -288,4 +297,4 @@ class KronEmbedding(KronModule):
 
     def project(self, x: Tensor) -> Tensor:
         """Return x @ table^T, the scores of each row of the table."""
-        return kron_linear(x, *self._in_use(), plan=self.plan)
+        return kron_linear(x, *self._in_use(), order=self.order)

@@ -25,7 +25,7 @@ from tinykron import backend, threads
 from tinykron.errors import CheckpointError, TinykronError
 
 Order = Literal["a_first", "b_first", "dense"]
-Plan = Literal["auto", "factors", "a_first", "b_first", "dense"]
+Wanted = Literal["auto", "factors", "a_first", "b_first", "dense"]
 Passes = Literal["forward", "training"]
 Sizes = tuple[int, int, int]  # (R, M, N) or (R, P, Q)
 
@@ -36,18 +36,18 @@ COPIED = 1 << 13  # numbers of a factor, up to which a copy takes no longer than
 SWITCH = "TINYKRON_CALIBRATION"  # "off": nothing is measured, multiplications alone decide
 
 
-def checked_plan(plan: str) -> str:
-    """Return `plan`. Raises TinykronError if there is no such plan."""
-    if plan not in get_args(Plan):
-        raise TinykronError(f'plan: found "{plan}", expected one of {", ".join(get_args(Plan))}')
-    return plan
+def checked_order(wanted: str) -> str:
+    """Return `wanted`. Raises TinykronError if there is no such order."""
+    if wanted not in get_args(Wanted):
+        raise TinykronError(f'order: found "{wanted}", expected one of {", ".join(get_args(Wanted))}')
+    return wanted
 
 
-def order_of(plan: str, a: Any, b: Any, rows: int, passes: Passes, device: str) -> Order:
-    """Return the order that a plan stands for: "auto" the fastest, "factors" the fastest that never builds W."""
-    if plan in ("auto", "factors"):
-        return choose(a.shape, b.shape, rows, passes, device, plan == "auto")
-    return plan  # type: ignore[return-value]
+def order_of(wanted: str, a: Any, b: Any, rows: int, passes: Passes, device: str) -> Order:
+    """Return the order that a word stands for: "auto" the fastest, "factors" the fastest that never builds W."""
+    if wanted in ("auto", "factors"):
+        return choose(a.shape, b.shape, rows, passes, device, wanted == "auto")
+    return wanted  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=4096)
@@ -192,7 +192,7 @@ def cost_model(device: str) -> CostModel:
     path, machine = cache_path(), describe(device)
     found = read(path, machine)
     if found is None:
-        found = calibrate(device)
+        found = measure_machine(device)
         write(path, machine, found)
     return found
 
@@ -200,7 +200,7 @@ def cost_model(device: str) -> CostModel:
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
-def calibrate(device: str = "cpu", seconds: float = 0.05) -> CostModel:
+def measure_machine(device: str = "cpu", seconds: float = 0.05) -> CostModel:
     """Measure the five numbers on a device of this machine, float32; each measurement takes about `seconds`."""
     found = backend.get(device)
     xp = found.xp

@@ -16,26 +16,38 @@ from tinykron import threads
 from tinykron.backend import CPU, Array, backend_of, xp_of
 from tinykron.errors import ShapeError
 from tinykron.kron.algebra import Shape
-from tinykron.kron.order import FEW, Order, by_columns, checked_plan, is_flat, keeps, order_of, swaps
+from tinykron.kron.order import FEW, Order, by_columns, checked_order, is_flat, keeps, order_of, swaps
 from tinykron.threads import BLOCK_ELEMENTS, FEW_ROWS, by_rows, thread_count
 
 ALL = 1 << 62  # rows at once
 
 
-def apply(a: Array, b: Array, x: Array, plan: str = "auto") -> Array:
+def apply(a: Array, b: Array, x: Array, order: str = "auto", plan: str | None = None) -> Array:
     """Multiply the vectors in x by the sum of Kronecker products.
 
     a, b, x  (R, M, N), (R, P, Q), (..., N*Q) -> (..., M*P)
-    plan     "auto": the fastest way on this machine, by its cost model (`order`). With many terms and rows that is the
+    order    "auto": the fastest way on this machine, by its cost model (order.py). With many terms and rows that is the
              dense matrix, which is then built for this call: M*P*N*Q numbers beside the result.
              "factors": never the dense matrix, always two products with the factors;
              "a_first", "b_first", "dense": this way.
-    Raises ShapeError; TinykronError for another plan. KroneckerBERT eq. 6-7.
+    plan     is what `order` was called in the version before
+    Raises ShapeError; TinykronError for another order. KroneckerBERT eq. 6-7.
     """
+    order = renamed_order(order, plan, "kron.apply(plan=)")
     check_factors(a, b, x.shape)
     x_TNQ = x.reshape(-1, a.shape[2], b.shape[2])
-    order = order_of(checked_plan(plan), a, b, len(x_TNQ), "forward", backend_of(x).name)
-    return forward(order, a, b, x_TNQ)[0].reshape(*x.shape[:-1], a.shape[1] * b.shape[1])
+    way = order_of(checked_order(order), a, b, len(x_TNQ), "forward", backend_of(x).name)
+    return forward(way, a, b, x_TNQ)[0].reshape(*x.shape[:-1], a.shape[1] * b.shape[1])
+
+
+def renamed_order(order: str, plan: str | None, name: str) -> str:
+    """Return `order`, or what was given under its old name, with a DeprecationWarning."""
+    if plan is None:
+        return order
+    from tinykron.support import renamed
+
+    renamed.deprecated(name, "order=", level=4)
+    return plan
 
 
 def check_factors(a: Any, b: Any, x_shape: tuple[int, ...]) -> None:

@@ -48,7 +48,7 @@ def k1(study: Any, seed: int) -> Values:
     generator, a, b = _drawn(seed)
     x = generator.standard_normal((7, a.shape[2] * b.shape[2]))
     wanted = x @ np.kron(a[0], b[0]).T
-    found = {order: kron.apply(a, b, x, plan=order) for order in ("a_first", "b_first")}
+    found = {order: kron.apply(a, b, x, order=order) for order in ("a_first", "b_first")}
     (_, m, n), (_, p, q) = a.shape, b.shape
     formula = published_flops(Choice((m * p, n * q), (m, n)))
     return {

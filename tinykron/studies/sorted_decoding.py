@@ -12,7 +12,7 @@ from tinykron.decode.generate import Trace, changes, generate
 from tinykron.decode.speed import predicted_speedup
 from tinykron.exits import analysis
 from tinykron.exits.losses import SortedLoss
-from tinykron.exits.promises import calibrate, ladder
+from tinykron.exits.promises import ladder, promise
 from tinykron.studies.claims import Relation, Values, above, below, both, falling, less, not_above, relation, rising
 from tinykron.studies.sorted_students import Study, named
 
@@ -167,7 +167,7 @@ def b6(study: Study, seed: int) -> Values:
     model, length, delta = study.soft(seed), min(16, study.scale.new_tokens), study.scale.delta
     count = max(study.scale.prompts, 40)
     prompts = study.prompts(seed, 2 * count)
-    found = calibrate(
+    found = promise(
         ladder(study.inner, (0.999, 0.99, 0.97, 0.95, 0.9, 0.8)), changes(model, prompts[:count], length), delta, 0.1
     )
     changed = changes(model, prompts[count:], length)
