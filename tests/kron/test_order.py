@@ -148,7 +148,7 @@ def test_a_plan_is_an_order_or_chooses_one():
     a, b = (type("Shape", (), {"shape": shape}) for shape in ((4, 384, 384), (4, 2, 2)))
     found = [order.order_of(plan, a, b, 1024, "forward", "cpu") for plan in get_args(order.Wanted)]
     assert found == ["dense", "b_first", "a_first", "b_first", "dense"]
-    with pytest.raises(TinykronError, match='plan: found "best", expected one of auto, factors'):
+    with pytest.raises(TinykronError, match='order: found "best", expected one of auto, factors'):
         order.checked_order("best")
 
 
