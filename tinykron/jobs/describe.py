@@ -10,7 +10,7 @@ from typing import Any
 from tinykron import checkpoint
 from tinykron.errors import TinykronError
 from tinykron.kron.algebra import Shape, divisors
-from tinykron.kron.fitting.nearest import nearest
+from tinykron.kron.fitting.nearest import best_of_largest
 from tinykron.kron.linear import KronModule
 from tinykron.kron.plan import gaussian_energy
 from tinykron.kron.restructure import dense_shapes
@@ -83,13 +83,7 @@ def best_pair(w: Any, ratio: float) -> tuple[Shape, float] | None:
             count = m * n + (rows // m) * (columns // n)
             if count <= (1 + NEAR / 2) * w.size / ratio:
                 sizes[m, n] = count
-    if not sizes:
-        return None
-    largest = max(sizes.values())
-    shapes = [shape for shape, count in sizes.items() if count >= (1 - NEAR) * largest]
-    kept = {shape: nearest(w, shape).energy or 0.0 for shape in shapes}
-    shape = max(kept, key=lambda shape: kept[shape])
-    return shape, kept[shape]
+    return best_of_largest(w, sizes, NEAR) if sizes else None
 
 
 def describe(folder: str | Path, model: Any, ratio: float = 2.0) -> Info:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isnan, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,6 +94,27 @@ def task_loss(task: Task, weights_C: np.ndarray | None = None) -> Loss:
     return loss
 
 
+class Labelled(NamedTuple):
+    """A task's examples to train on, and the score of a model on its dev sets."""
+
+    examples: Sequence[Any]
+    features: Sequence[Any]  # of the examples
+    score: Callable[[Module], Score]
+
+
+def labelled(task: Task, source: Any, tokenizer: Any, context: int) -> Labelled:
+    """Read a task's files, and cut them to `context` tokens."""
+    examples = task.read(source, "train").examples
+    dev = {name: task.read(source, name).examples for name in task.dev}
+    read = {name: task.features(tokenizer, found, context) for name, found in dev.items()}
+
+    def score(model: Module) -> Score:
+        logits = {name: predict(model, read[name]) for name in dev}
+        return {name: task.measure(found, read[name], logits[name]) for name, found in dev.items()}  # type: ignore
+
+    return Labelled(examples, task.features(tokenizer, examples, context), score)
+
+
 def finetune(
     model: str | Path,
     task: Task,
@@ -120,15 +141,8 @@ def finetune(
         start = checkpoint.load(model)
         settings = replace(settings, context=min(settings.context, start.context))
         source = tasks.source_of(task, folder)
-        examples = task.read(source, "train").examples
-        dev = {name: task.read(source, name).examples for name in task.dev}
-        read = {name: task.features(start.tokenizer, found, settings.context) for name, found in dev.items()}
-        features = task.features(start.tokenizer, examples, settings.context)
+        examples, features, score = labelled(task, source, start.tokenizer, settings.context)
         loss = task_loss(task, task.class_weights(examples) if settings.class_weights else None)
-
-        def score(student: Module) -> Score:
-            logits = {name: predict(student, read[name]) for name in dev}
-            return {name: task.measure(found, read[name], logits[name]) for name, found in dev.items()}  # type: ignore
 
         runs: list[Run] = []
         for lr in dict.fromkeys(lrs or (settings.lr,)):

@@ -28,7 +28,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Architecture:
     """How the models of one `model_type` are trained."""
 
     config: Any
@@ -38,10 +38,10 @@ class Kind:
     fixed: tuple[tuple[str, Any], ...] = ()  # further keys of config.json
 
 
-KINDS = {
-    "gpt2": Kind(GPT2Config, GPT2, "n_positions"),
-    "llama": Kind(LlamaConfig, Llama, "max_position_embeddings"),
-    "bert": Kind(BertConfig, Bert, "max_position_embeddings", True, (("architectures", ["BertForMaskedLM"]),)),
+ARCHITECTURES = {
+    "gpt2": Architecture(GPT2Config, GPT2, "n_positions"),
+    "llama": Architecture(LlamaConfig, Llama, "max_position_embeddings"),
+    "bert": Architecture(BertConfig, Bert, "max_position_embeddings", True, (("architectures", ["BertForMaskedLM"]),)),
 }
 
 
@@ -49,7 +49,7 @@ KINDS = {
 class Recipe:
     """What a training configuration says."""
 
-    kind: Kind
+    architecture: Architecture
     vocab_size: int
     model: dict[str, Any]  # as in config.json
     training: Settings
@@ -57,7 +57,7 @@ class Recipe:
 
 
 NOT_GIVEN = {"extra", "vocab_size", "head", "labels"}  # of a configuration's fields: what training decides
-WORK = {False: "writes text that looks like", True: "fills gaps in text like"}  # by Kind.masked
+WORK = {False: "writes text that looks like", True: "fills gaps in text like"}  # by Architecture.masked
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -65,12 +65,12 @@ def read_recipe(path: str | Path) -> Recipe:
     content = toml.read(Path(path))
     tables = {name: toml.section(content, name, f"{path}: ") for name in ("tokenizer", "model", "training")}
     model_type = tables["model"].get("model_type")
-    kind = KINDS.get(model_type) if isinstance(model_type, str) else None
-    if kind is None:
-        raise TinykronError(f"{path}: model_type: found {model_type!r}, expected one of {', '.join(KINDS)}")
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
+        raise TinykronError(f"{path}: model_type: found {model_type!r}, expected one of {', '.join(ARCHITECTURES)}")
     known = {
         "tokenizer": {"vocab_size"},
-        "model": {"model_type"} | {field.name for field in fields(kind.config)} - NOT_GIVEN,
+        "model": {"model_type"} | {field.name for field in fields(architecture.config)} - NOT_GIVEN,
         "training": {field.name for field in fields(Settings)},
     }
     for name, table in tables.items():
@@ -81,7 +81,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise TinykronError(f"{path}: dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     try:
         vocabulary = positive(tables["tokenizer"], "vocab_size")
-        kind.config.from_dict(tables["model"] | dict(kind.fixed))
+        architecture.config.from_dict(tables["model"] | dict(architecture.fixed))
         positive(tables["training"], "steps")  # the one training setting that has no default
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in tables["training"].items()
@@ -89,12 +89,14 @@ def read_recipe(path: str | Path) -> Recipe:
         settings = Settings(**given)
     except TinykronError as error:
         raise TinykronError(f"{path}: {error}") from error
-    most = tables["model"].get(kind.context, getattr(kind.config, kind.context))
+    most = tables["model"].get(architecture.context, getattr(architecture.config, architecture.context))
     if settings.context > most:
-        raise TinykronError(f"{path}: context: found {settings.context}, expected at most {kind.context} {most}")
-    if kind.masked and settings.context < 3:
+        raise TinykronError(
+            f"{path}: context: found {settings.context}, expected at most {architecture.context} {most}"
+        )
+    if architecture.masked and settings.context < 3:
         raise TinykronError(f"{path}: context: found {settings.context}, expected at least 3: {START}, a token, {END}")
-    return Recipe(kind, vocabulary, tables["model"] | dict(kind.fixed), settings, dtype)
+    return Recipe(architecture, vocabulary, tables["model"] | dict(architecture.fixed), settings, dtype)
 
 
 def train(
@@ -113,12 +115,14 @@ def train(
         recipe = replace(recipe, training=replace(recipe.training, seed=seed))
     with making(out) as work:
         training, held_out = data.split(data.documents(source))
-        kind = recipe.kind
-        tokenizer = (train_wordpiece if kind.masked else data.train_tokenizer)(training, recipe.vocab_size)
-        masking = Masking.of(tokenizer) if kind.masked else None
+        architecture = recipe.architecture
+        tokenizer = (train_wordpiece if architecture.masked else data.train_tokenizer)(training, recipe.vocab_size)
+        masking = Masking.of(tokenizer) if architecture.masked else None
         tokens, held_out_tokens = data.encode(tokenizer, training), data.encode(tokenizer, held_out)
         special = {"vocab_size": tokenizer.get_vocab_size(), **_special_ids(tokenizer, masking)}
-        model = kind.model(kind.config.from_dict(recipe.model | special), np.random.default_rng(recipe.training.seed))
+        model = architecture.model(
+            architecture.config.from_dict(recipe.model | special), np.random.default_rng(recipe.training.seed)
+        )
         title = f"training {out.name} ({model.parameter_count():,} parameters)"
         history = fit(
             model, tokens, recipe.training, held_out=held_out_tokens, masking=masking, folder=work.progress, title=title
@@ -143,8 +147,8 @@ def train(
         card = [
             f"# {out.name}",
             "",
-            f"A {kind.model.__name__} of {saved.parameter_count():,} parameters ({recipe.dtype}), made by tinykron."
-            + (f" It {WORK[kind.masked]} Python's documentation; it knows nothing." if source is None else ""),
+            f"A {type(saved).__name__} of {saved.parameter_count():,} parameters ({recipe.dtype}), made by tinykron."
+            + (f" It {WORK[architecture.masked]} Python's documentation; it knows nothing." if source is None else ""),
             "",
             f"- command: `{shlex.join(command)}`",
             f"- corpus: {source or embedded}; {len(training)} documents ({len(tokens):,} tokens) for training, "

@@ -18,7 +18,7 @@ from tinykron.exits import analysis
 from tinykron.exits.losses import Batch, SortedLoss, depth_weights, equal_weights
 from tinykron.jobs import recipes, toml
 from tinykron.jobs.making import making
-from tinykron.jobs.sort_data import CONTEXTS, KINDS, Material, read
+from tinykron.jobs.sort_data import CONTEXTS, KINDS, Splits, read
 from tinykron.measure.perplexity import bounded_exp
 from tinykron.models.checks import trained_exits
 from tinykron.models.exit_parts import add_parts
@@ -145,7 +145,7 @@ class Run:
     """A start, what it is trained on, and where trainings keep their progress."""
 
     start: Any
-    material: Material
+    splits: Splits
     settings: Sorting
     folder: Path
 
@@ -158,7 +158,7 @@ class Run:
         """Train a model in place; a training that was stopped goes on. Ctrl-C raises Interrupted in its end."""
         loss.origin = self.origin
         fit(
-            model, self.material.training, self.settings.training, distillation=loss, masking=self.material.masking,
+            model, self.splits.training, self.settings.training, distillation=loss, masking=self.splits.masking,
             folder=self.folder / name, title=name,
         )  # fmt: skip
 
@@ -250,15 +250,15 @@ def sort(
         settings = _fitting(start, settings, beside)
         if start.tokenizer is None:
             raise CheckpointError(f"{folder}: expected a tokenizer.json, to read text with")
-        material = read(start, source, settings.context, settings.kind)
-        run = Run(start, material, settings, work.progress)
+        splits = read(start, source, settings.context, settings.kind)
+        run = Run(start, splits, settings, work.progress)
         losses: dict[str, dict[int, float]] = {}
         right: dict[str, dict[int, float]] = {}
 
         def measure(name: str, models: Models) -> None:
-            losses[name] = losses_by_exit(models, material.held_out, f"measuring {name}")
-            if material.questions:
-                right[name] = right_by_exit(models, material.questions, f"{name} answers")
+            losses[name] = losses_by_exit(models, splits.held_out, f"measuring {name}")
+            if splits.questions:
+                right[name] = right_by_exit(models, splits.questions, f"{name} answers")
 
         measure("before", dict.fromkeys(settings.exits, start))
         dtype = checkpoint.stored_dtype(folder)
@@ -267,10 +267,10 @@ def sort(
             if name == settings.method:
                 models = _save(models, work.clear(), dtype)  # rounded as they are saved
                 if start.causal and name != "extracted":
-                    shortlist.write(shortlist.frequent(material.tokens), work.result)
+                    shortlist.write(shortlist.frequent(splits.tokens), work.result)
             measure(name, models)
-        counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in material.held_out)
-        found = Sorted(str(out), settings, material.said, counted, losses, right)
+        counted = sum(int((batch[1] != data.IGNORED).sum()) for batch in splits.held_out)
+        found = Sorted(str(out), settings, splits.said, counted, losses, right)
         work.write("README.md", _card(out.name, folder.name, found))
         return found
 

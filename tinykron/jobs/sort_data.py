@@ -29,7 +29,7 @@ CONTEXTS = {"text": 128, "instructions": 512, "questions": 512}  # where none is
 
 
 @dataclass(frozen=True)
-class Material:
+class Splits:
     """What exits are trained and measured on."""
 
     training: np.ndarray | Examples
@@ -44,12 +44,12 @@ class Material:
         return np.concatenate(self.training.ids) if isinstance(self.training, Examples) else self.training
 
 
-def read(model: Any, source: str | Path | None, context: int, kind: str = "text") -> Material:
+def read(model: Any, source: str | Path | None, context: int, kind: str = "text") -> Splits:
     """Return what to train on and what is held out, of a kind in KINDS; without a source, what every Python carries."""
     return text(model, source, context) if kind == "text" else examples(model, source, context, kind)
 
 
-def text(model: Any, source: str | Path | None, context: int) -> Material:
+def text(model: Any, source: str | Path | None, context: int) -> Splits:
     """Return a text to train on, and windows of what is held out. Raises DataError for one that is too short."""
     masked = not model.causal
     masking = Masking.of(model.tokenizer) if masked else None
@@ -63,10 +63,10 @@ def text(model: Any, source: str | Path | None, context: int) -> Material:
     inputs_WT, targets_WT = windows(measured, context)
     rows = max(1, analysis.TOKENS_AT_ONCE // context)
     batches = [(inputs_WT[i : i + rows], targets_WT[i : i + rows]) for i in range(0, len(inputs_WT), rows)]
-    return Material(training, batches, masking, f"{data.name_of(source)}: {len(training):,} tokens")
+    return Splits(training, batches, masking, f"{data.name_of(source)}: {len(training):,} tokens")
 
 
-def examples(model: Any, source: str | Path | None, context: int, kind: str) -> Material:
+def examples(model: Any, source: str | Path | None, context: int, kind: str) -> Splits:
     """Return instructions or questions to train on, and what is held out of them. Raises DataError naming the entry."""
     asked = kind == "questions"
     if source is not None:
@@ -81,4 +81,4 @@ def examples(model: Any, source: str | Path | None, context: int, kind: str) -> 
     batches = list(replace(measured, ids=measured.ids[:count]).batches(analysis.TOKENS_AT_ONCE))
     said = str(source) if source else f"the stand-in docs/{kind}, made of Python's documentation"
     said += f": {len(learned.ids):,} examples" + (f", {learned.dropped:,} too long" if learned.dropped else "")
-    return Material(learned, batches, None, said, held_out[:MEASURED_QUESTIONS] if asked else ())
+    return Splits(learned, batches, None, said, held_out[:MEASURED_QUESTIONS] if asked else ())

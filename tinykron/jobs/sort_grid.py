@@ -21,6 +21,7 @@ from tinykron.exits.grid import GridLoss, Point, grid_weights, points, rising
 from tinykron.exits.pareto import Front, Measured, alone, elastic_front, markdown, plot, write
 from tinykron.exits.pareto import render as front_table
 from tinykron.jobs.making import making
+from tinykron.kron.fitting.nearest import best_of_largest
 from tinykron.kron.nested import kron_layers
 from tinykron.kron.product import multiplications_of
 from tinykron.kron.restructure import dense_shapes
@@ -106,10 +107,8 @@ def nested_plan(model: Any, terms: int, share: float = 0.5, widths: Sequence[flo
                 fits = fits and terms <= min(m * n, other[0] * other[1])
                 if fits and max(terms * size, terms * work) <= most * (1.0 + NEAR / 2):
                     sizes[m, n] = size
-        near = [shape for shape, size in sizes.items() if size >= (1.0 - NEAR) * max(sizes.values())]
-        if near:
-            kept = {shape: kron.nearest(w, shape, terms).energy or 0.0 for shape in near}
-            plan[name] = kron.Choice((rows, columns), max(kept, key=lambda shape: kept[shape]), terms)
+        if sizes:
+            plan[name] = kron.Choice((rows, columns), best_of_largest(w, sizes, NEAR, terms)[0], terms)
     if not plan:
         raise TinykronError(f"ranks: no matrix of the model has {terms} terms in a share of {share:g}; ask for fewer")
     return plan

@@ -22,7 +22,7 @@ from tinykron.data import batch
 from tinykron.data.masking import Masking
 from tinykron.distill.objective import Distillation, layer_map
 from tinykron.errors import CheckpointError, TinykronError
-from tinykron.jobs.finetune import finetune
+from tinykron.jobs.finetune import finetune, labelled
 from tinykron.jobs.making import refuse
 from tinykron.jobs.measurement import Measurement, measure, prompt_text
 from tinykron.jobs.recipes import Recipe
@@ -31,13 +31,12 @@ from tinykron.jobs.students import fitting, low_rank_plan, truncate, untie, with
 from tinykron.kron.plan import KronPlan
 from tinykron.models.bert import Bert
 from tinykron.models.gpt2 import GPT2
-from tinykron.nn import Linear, Module
+from tinykron.nn import Linear
 from tinykron.support.progress import say
-from tinykron.tasks.features import predict
 from tinykron.tasks.tuning import FineTuning
 from tinykron.tasks.tuning import fit as fit_task
 from tinykron.train.loop import fit
-from tinykron.train.settings import History, Score, Settings
+from tinykron.train.settings import History, Settings
 
 PROMPT_TOKENS = 12  # of held-out text, which every model of a report continues
 RUN = "run.json"  # in the folder of a run that goes on: what it is a run of
@@ -160,10 +159,8 @@ class Run:
         measured = measure(
             folders, self.text.held_out, self.text.prompt, self.task, self.inputs.task_folder, self.inputs.pairs
         )
-        plan = kron.plan_of(checkpoint.load(self.partial / "factorised"))
-        assert plan is not None
         prompt = prompt_text(self.teacher, self.text.prompt)
-        report = Report(recipe.name, self.described(), measured, plan, courses, prompt, notes(measured, recipe))
+        report = Report(recipe.name, self.described(), measured, self._plan, courses, prompt, notes(measured, recipe))
         try:
             write(report, self.partial)
             (self.partial / RUN).unlink()
@@ -207,6 +204,13 @@ class Run:
             untie(student, self.teacher)
         self._save(student, "factorised")
 
+    @property
+    def _plan(self) -> KronPlan:
+        """The plan by which the first stage has factorised the teacher."""
+        plan = kron.plan_of(checkpoint.load(self.partial / "factorised"))
+        assert plan is not None
+        return plan
+
     def _start(self, name: str) -> Any:
         """Return the model that a student is before its training on text; once it is trained, any of its structure."""
         if (self.partial / name).exists():
@@ -215,9 +219,7 @@ class Run:
             return checkpoint.load(self.partial / "factorised")
         if name == "truncated":
             return truncate(self.teacher)
-        plan = kron.plan_of(checkpoint.load(self.partial / "factorised"))
-        assert plan is not None
-        return kron.factorise(self.teacher, low_rank_plan(plan), self._seen())
+        return kron.factorise(self.teacher, low_rank_plan(self._plan), self._seen())
 
     # Training on text -------------------------------------------------------------------------------------------------
 
@@ -281,22 +283,16 @@ class Run:
         student = with_head_of(teacher, checkpoint.load(self.partial / name), task)
         tuning = self._fine_tuning(settings.lr)
         source = tasks.source_of(task, self.inputs.task_folder)
-        examples = task.read(source, "train").examples
-        dev = {split: task.read(source, split).examples for split in task.dev}
-        read = {split: task.features(student.tokenizer, found, tuning.context) for split, found in dev.items()}
+        examples = labelled(task, source, student.tokenizer, tuning.context)
         layers = layer_map(len(student.blocks), len(teacher.blocks))
         distillation = Distillation(student, teacher, settings.losses, layers, label_loss=task.loss)
 
-        def score(model: Module) -> Score:
-            said = {split: predict(model, read[split]) for split in dev}
-            return {split: task.measure(found, read[split], said[split]) for split, found in dev.items()}  # type: ignore
-
         history = fit_task(
             student,
-            task.features(student.tokenizer, examples, tuning.context),
+            examples.features,
             tuning,
             distillation,
-            score,
+            examples.score,
             inputs=distillation.identity.encode(),
             folder=self.partial / f"{name}{TUNED}.training",
             title=f"{task.name}, {name}",

@@ -6,6 +6,7 @@ weighted by the inputs is SVD-LLM's (arXiv 2403.07378).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
@@ -24,6 +25,18 @@ RIDGE = 1e-6  # of a metric's mean diagonal: directions that no calibration text
 SWEEPS = 10  # at most: the first bring almost all
 WORK = 1 << 37  # multiplications of all sweeps of one fit, at most: some seconds
 TOLERANCE = 1e-5  # of the cost of the matrix: a sweep that gains less is the last
+
+
+def best_of_largest(w: Array, sizes: Mapping[Shape, int], near: float, terms: int = 1) -> tuple[Shape, float]:
+    """Return, of the largest shapes of A, the one whose nearest sum keeps most of w, and that share of its norm.
+
+    sizes  parameters of a pair, by the shape of its A: a pair keeps the more the larger it is
+    near   shapes whose sizes are within this share of the largest are compared by what they keep
+    """
+    largest = [shape for shape, size in sizes.items() if size >= (1.0 - near) * max(sizes.values())]
+    kept = {shape: nearest(w, shape, terms).energy or 0.0 for shape in largest}
+    shape = max(kept, key=lambda shape: kept[shape])
+    return shape, kept[shape]
 
 
 def nearest(
