@@ -19,7 +19,7 @@ import numpy as np
 
 from tinykron.backend import to_device, to_host, xp_of
 from tinykron.checkpoint.hub import resolve
-from tinykron.checkpoint.safetensors_file import FLOATS, Stored, contents, parse_json, write
+from tinykron.checkpoint.safetensors_file import FLOATS, Stored, contents, json_object, write
 from tinykron.checkpoint.tokenizer import TOKENIZER, load_tokenizer
 from tinykron.errors import CheckpointError
 from tinykron.kron.nested import kron_layers
@@ -80,7 +80,7 @@ def load(model: str | os.PathLike[str], download: bool = False) -> Model:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise CheckpointError(f"{folder}: found {found}, expected a folder with {CONFIG} and {WEIGHTS}")
-    config = _object(folder / CONFIG)
+    config = json_object(folder / CONFIG)
     kind = config.get("model_type")
     if kind not in list(FAMILIES):
         raise CheckpointError(f"{folder / CONFIG}: model_type is {kind!r}, known are {', '.join(FAMILIES)}")
@@ -127,17 +127,6 @@ def _build(family: Family, config: dict[str, Any], own: dict[str, Any]) -> Model
     return restructure(model, KronPlan.from_json(json.dumps(own["kron"]))) if "kron" in own else model
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds. Raises CheckpointError."""
-    try:
-        value = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
-
-
 def _tensors(folder: Path) -> tuple[Path, dict[str, Stored]]:
     """Return the file that lists a folder's tensors, and the tensors: of the single file, or of all shards."""
     if (folder / WEIGHTS).exists():
@@ -147,7 +136,7 @@ def _tensors(folder: Path) -> tuple[Path, dict[str, Stored]]:
         others = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
         hint = f"; {others} is no safetensors file: save the model again with transformers" if others else ""
         raise CheckpointError(f"{folder}: found neither {WEIGHTS} nor {INDEX}{hint}")
-    places = _object(index).get("weight_map")
+    places = json_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise CheckpointError(f'{index}: expected "weight_map", an object of tensor names and file names')
     outside = [place for place in places.values() if not re.fullmatch(r"[^/\\\0]+", place)]

@@ -163,6 +163,17 @@ def _check_with_library(path: Path, unsound: str) -> None:
         raise CheckpointError(f"{unsound}: {error}") from None
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises CheckpointError."""
+    try:
+        value = parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
 def parse_json(text: bytes, what: str) -> Any:
     """Return the value of a JSON text. Raises CheckpointError, beginning with `what`, if malformed or a key repeats."""
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinykron.checkpoint.safetensors_file import parse_json
+from tinykron.checkpoint.safetensors_file import json_object, parse_json
 from tinykron.data.corpus import read_text
 from tinykron.errors import CheckpointError
 
@@ -113,9 +113,7 @@ def _wordpiece(folder: Path) -> Tokenizer:
 def _settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    settings = parse_json(_text(path).encode(), str(path))
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found a {type(settings).__name__}")
+    settings = json_object(path)
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         nullable = key == "strip_accents"  # null: as lower-casing does
         if not isinstance(settings.get(key, True), bool | None if nullable else bool):

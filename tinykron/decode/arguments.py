@@ -18,7 +18,8 @@ from tinykron.nn import Module
 SKIPPED = ("recompute", "copy")
 
 
-def _thresholds(confidence: Mapping[int, float] | None, skipped: str, depth: int) -> dict[int, float] | None:
+def check_thresholds(confidence: Mapping[int, float] | None, skipped: str, depth: int) -> dict[int, float] | None:
+    """Return the thresholds of exits above which there are blocks; None for none."""
     if skipped not in SKIPPED:
         raise TinykronError(f"skipped: found {skipped!r}, expected one of {', '.join(SKIPPED)}")
     if confidence is None:
@@ -39,7 +40,7 @@ def _below(exit: Any, depth: int, name: str) -> int:
     return check_exit(exit, depth - 1, name)
 
 
-def _draft(draft: Any, draft_length: int | None, skipped: str, model: Any, depth: int, end: int) -> Any:
+def check_draft(draft: Any, draft_length: int | None, skipped: str, model: Any, depth: int, end: int) -> Any:
     """Return what drafts: a number of blocks, a model, or None."""
     if draft is None:
         if draft_length is not None:
@@ -61,7 +62,7 @@ def _draft(draft: Any, draft_length: int | None, skipped: str, model: Any, depth
     return draft
 
 
-def _stop_ids(stop: int | Sequence[int] | None, config: Any, vocabulary: int) -> list[int]:
+def check_stops(stop: int | Sequence[int] | None, config: Any, vocabulary: int) -> list[int]:
     """Return the stop tokens as a list; those of a configuration may lie outside the vocabulary, and never occur."""
     given = config.extra.get("eos_token_id") if stop is None else stop
     if given is None:
@@ -74,7 +75,7 @@ def _stop_ids(stop: int | Sequence[int] | None, config: Any, vocabulary: int) ->
     return inside
 
 
-def _prompts(ids: Any, mask: Any, vocabulary: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def check_prompts(ids: Any, mask: Any, vocabulary: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the prompts (B, T), padded on the left, and where they count, (B, T) booleans; all checked."""
     if isinstance(ids, str):
         raise TinykronError("ids: expected token ids, found text; encode it with model.tokenizer.encode(text).ids")
@@ -116,7 +117,7 @@ def _left_padding(mask: Any, filled_BT: np.ndarray) -> np.ndarray:
     return mask_BT
 
 
-def _end(start: int, max_new_tokens: int | None, context: int) -> int:
+def check_end(start: int, max_new_tokens: int | None, context: int) -> int:
     """Return how many positions prompt and new tokens take. Raises TinykronError where they do not fit."""
     if start > context:
         raise TinykronError(f"ids: a prompt of {start} tokens is longer than the model's context of {context}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinykron.backend import to_host
-from tinykron.decode.arguments import _draft, _end, _prompts, _stop_ids, _thresholds
+from tinykron.decode.arguments import check_draft, check_end, check_prompts, check_stops, check_thresholds
 from tinykron.decode.partial_pass import PartialPass
 from tinykron.decode.rows import Continuations, TextStream
 from tinykron.decode.sampling import Sampler
@@ -109,16 +109,16 @@ def generate(
     depth = len(model.blocks) if exit is None else check_exit(exit, len(model.blocks))
     model = part(model, None, terms, width)
     vocabulary = model.config.vocab_size
-    stops = _stop_ids(stop, model.config, vocabulary)
-    prompt_BT, mask_BT = _prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
+    stops = check_stops(stop, model.config, vocabulary)
+    prompt_BT, mask_BT = check_prompts(ids, mask, vocabulary, pad=stops[0] if stops else 0)
     batch, start = prompt_BT.shape
-    end = _end(start, max_new_tokens, model.context)
-    drafter = _draft(draft, draft_length, skipped, model, depth, end)
+    end = check_end(start, max_new_tokens, model.context)
+    drafter = check_draft(draft, draft_length, skipped, model, depth, end)
     if shortlist is not None and drafter is None:
         raise TinykronError("shortlist: of tokens for drafts, and no draft")
     listed = None if shortlist is None else Shortlist(shortlist, vocabulary)
     top = depth if drafter is None else drafter if isinstance(drafter, int) else len(drafter.blocks)
-    thresholds = _thresholds(confidence, skipped, top)
+    thresholds = check_thresholds(confidence, skipped, top)
     text = _text_stream(model, stream, batch)
     sampler = Sampler(temperature, top_k, top_p, seed, batch)
     said = (lambda token: _send(stream, text.put(token))) if text and stream else None

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykron.checkpoint.folder import CONFIG, _object, digest, load
+from tinykron.checkpoint.folder import CONFIG, digest, load
+from tinykron.checkpoint.safetensors_file import json_object
 from tinykron.data.tokens import IGNORED
 from tinykron.decode.arguments import SKIPPED
 from tinykron.decode.generate import Trace, changes, generate
@@ -291,7 +292,7 @@ def read(folder: str | Path) -> Promise:
     if not path.exists():
         hint = 'make one with "tinykron promise FOLDER --delta 0.05 --epsilon 0.05 --prompts FILE"'
         raise CheckpointError(f"{folder}: has no {FILE}, so no thresholds with a promise; {hint}")
-    found = _object(path)
+    found = json_object(path)
     try:
         thresholds = {int(exit): float(level) for exit, level in found.pop("thresholds").items()}
         return Promise(thresholds=thresholds, tested=tuple(found.pop("tested")), **found)
