@@ -206,6 +206,21 @@ def test_a_name_that_never_was_is_no_attribute():
         _ = tinykron.nothing
 
 
+def test_the_design_lists_every_file_and_no_other():
+    layout = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("```")[1]
+    assert [name for name in MODULES if name.split(".")[-1][:2] != "__" and not listed(layout, name)] == []
+    assert not listed(layout, "exits.nothing") and not listed(layout, "nothing")
+
+
+def listed(layout: str, module: str) -> bool:
+    """Whether a layout names a file behind its folder, before the next one; the files of verbs are said together."""
+    *folders, name = module.split(".")
+    start = layout.index(f"{folders[-1]}/") if folders else 0
+    end = re.compile(r"\n *[a-z]+/").search(layout, start)
+    words = layout[start : end.start() if end else len(layout)].split()
+    return name in words or (folders == ["commands"] and "verb:" in words)
+
+
 NAMED = re.compile(r"(?<![\w/.])(?:tinykron|tests|lessons|benchmarks|docs|recipes)/[\w/.-]+\.(?:py|md|png|toml)\b")
 PLACEHOLDER = re.compile(r"NN|NAME|/name\.py")
 
