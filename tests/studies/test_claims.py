@@ -120,7 +120,9 @@ def test_an_interrupted_run_does_not_run_a_row_twice(tmp_path: Path) -> None:
     said: list[str] = []
     answers = rel.run([relation], "study", 3, tmp_path, {"steps": 1}, say=said.append)
     assert asked == [0, 1, -1, 2] and answers[0].verdict == rel.HOLDS and "seed 2 (1 of 1)" in said[0]
-    assert [row.seed for row in rel.read(tmp_path / rel.ROWS)] == [0, 1, 2]
+    assert [
+        row.seed for row in rel.Kept(tmp_path, rel.Row, rel.SETTINGS, (tmp_path / rel.SETTINGS).read_text()[:-1]).rows
+    ] == [0, 1, 2]
     with pytest.raises(CheckpointError, match="rows of another run"):
         rel.run([relation], "study", 3, tmp_path, {"steps": 2}, say=lambda line: None)
 

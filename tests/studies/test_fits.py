@@ -51,7 +51,7 @@ def test_a_run_gives_every_row_and_continues(small: Path) -> None:
     told = (small / "fit.md").read_text()
     assert told.count("| gpt2-tiny (") == 12 and "open: a single seed" in told
     assert len(json.loads((small / "fit.json").read_text())["rows"]) == 12
-    with pytest.raises(CheckpointError, match="holds rows of another training"):
+    with pytest.raises(CheckpointError, match="holds rows of another run"):
         fits.fit_relation(small, replace(SCALE, steps=3), said.append)
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite, isnan
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tinykron.errors import CheckpointError, TinykronError
 from tinykron.support.tables import Table
@@ -22,6 +22,7 @@ from tinykron.support.tables import Table
 ROWS, SETTINGS = "rows.jsonl", "settings.json"
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 
+Kind = TypeVar("Kind")
 Values = dict[str, float]  # what one seed gave, by name
 Rule = Callable[[Values], int]  # 1: so it is claimed; -1: the contrary; 0: neither
 
@@ -198,13 +199,8 @@ def run(
     settings  how it was run: rows of other settings are not continued
     Raises CheckpointError for a folder of other settings.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / SETTINGS, json.dumps(settings, indent=2) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != wanted:
-        raise CheckpointError(f"{folder}: holds rows of another run; choose another --out")
-    path.write_text(wanted, encoding="utf-8")
-    found = {(row.relation, row.seed): row for row in read(folder / ROWS)}
+    kept = Kept(folder, Row, SETTINGS, json.dumps(settings, indent=2))
+    found = {(row.relation, row.seed): row for row in kept.rows}
     missing = [(seed, one) for seed in range(seeds) for one in relations if (one.id, seed) not in found]
     for number, (seed, relation) in enumerate(missing, 1):
         say(f"{relation.id}, seed {seed} ({number} of {len(missing)}): {relation.claim}")
@@ -212,8 +208,7 @@ def run(
         values = relation.run(study, seed)
         row = Row(relation.id, seed, values, time.perf_counter() - start)
         found[relation.id, seed] = row
-        with (folder / ROWS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
+        kept.add(row)
         say("  " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     return [
         Answer(relation, tuple(found[relation.id, seed] for seed in range(seeds) if (relation.id, seed) in found))
@@ -221,11 +216,28 @@ def run(
     ]
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a file that a run left; none where there is no file."""
-    if not path.exists():
-        return []
-    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+class Kept(Generic[Kind]):
+    """The rows of a run in a folder: each is written when it is found, and an interrupted run goes on behind them.
+
+    kind      the dataclass of a row
+    settings  how they are made, and the name of the file that says so: rows of other settings are not continued
+    Raises CheckpointError for a folder of other settings.
+    """
+
+    def __init__(self, folder: str | Path, kind: type[Kind], name: str, settings: str) -> None:
+        self.path = Path(folder) / ROWS
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        said = Path(folder) / name
+        if said.exists() and said.read_text(encoding="utf-8") != f"{settings}\n":
+            raise CheckpointError(f"{folder}: holds rows of another run; choose another --out")
+        said.write_text(f"{settings}\n", encoding="utf-8")
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.rows = [kind(**json.loads(line)) for line in lines]
+
+    def add(self, row: Any) -> None:
+        """Write a row behind the others."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
 
 
 def chosen(relations: Iterable[Relation], only: str | None) -> list[Relation]:

@@ -18,12 +18,13 @@ from typing import Any
 from tinykron import checkpoint, data, kron
 from tinykron.data.batch import batches
 from tinykron.data.masking import Masking
-from tinykron.errors import CheckpointError, TinykronError
+from tinykron.errors import TinykronError
 from tinykron.kron.algebra import Shape, divisors
 from tinykron.kron.fitting.starts import rank_of
 from tinykron.kron.plan import Choice, KronPlan
 from tinykron.kron.restructure import dense_shapes
 from tinykron.measure import perplexity
+from tinykron.studies.claims import Kept
 from tinykron.support import files
 from tinykron.support.tables import Table
 from tinykron.train.loop import fit
@@ -33,7 +34,6 @@ MODELS = ("gpt2-tiny", "bert-tiny", "llama-tiny")
 SHARES = (0.25, 0.5)
 BUDGETS = ("bytes", "FLOPs")
 METHODS = ("KnGPT2-like", "balanced, plain", "balanced, ALS", "SVD", "SVD-LLM", "automatic")
-ROWS = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,9 @@ def fit_relation(folder: str | Path, scale: Scale, say: Callable[[str], None] = 
 
     Raises CheckpointError for a folder whose rows were trained otherwise.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "scale.json"
     how = {key: value for key, value in asdict(scale).items() if key not in ("models", "shares", "seeds")}
-    wanted = json.dumps(how) + "\n"
-    if settings.exists() and settings.read_text() != wanted:
-        raise CheckpointError(f"{folder}: holds rows of another training; choose another --out")
-    settings.write_text(wanted)
-    found = {row.key: row for row in _read(folder / ROWS)}
+    kept = Kept(folder, Row, "scale.json", json.dumps(how))
+    found = {row.key: row for row in kept.rows}
     jobs = list(_jobs(scale))
     for number, (name, seed) in enumerate(jobs, 1):
         missing = [key for key in _keys(scale, name, seed) if key not in found]
@@ -146,16 +140,9 @@ def fit_relation(folder: str | Path, scale: Scale, say: Callable[[str], None] = 
         say(f"{name}, seed {seed} ({number} of {len(jobs)}): {len(missing)} rows")
         for row in _rows(name, seed, missing, found, scale):
             found[row.key] = row
-            with (folder / ROWS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            kept.add(row)
             say(f"  {row.share:.0%} of {row.budget}, {row.method}: {row.before:.2f} -> {row.after:.2f}")
     return sorted(found.values(), key=lambda row: (*row.key[:3], METHODS.index(row.method), row.seed))
-
-
-def _read(path: Path) -> Iterator[Row]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield Row(**json.loads(line))
 
 
 def _jobs(scale: Scale) -> Iterator[tuple[str, int]]:
