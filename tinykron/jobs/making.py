@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,5 +57,5 @@ def making(out: str | Path, ending: str = ".training") -> Iterator[Work]:
 def refuse(*places: str | Path | None) -> None:
     """Raise CheckpointError for a place that exists: no run writes into what is there."""
     for place in places:
-        if place is not None and Path(place).exists():
+        if place is not None and os.path.lexists(place):  # a link that leads nowhere is there, too
             raise CheckpointError(f"{place}: exists already; choose another folder, or remove it")
