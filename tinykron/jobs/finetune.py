@@ -199,7 +199,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
 def _card(name: str, model: str, examples: int, settings: FineTuning, found: FineTuned) -> str:
     """Return the model card of what was fine-tuned."""
     chosen, saved = found.chosen, found.saved
-    said = {key: value for key, value in asdict(settings).items() if key not in ("lr", "seed", "checkpoint_every")}
+    said = {key: value for key, value in asdict(settings).items() if key not in ("lr", "seed", "checkpoint_every", "measure_every")}
     return "\n".join(
         [
             f"# {name}",
