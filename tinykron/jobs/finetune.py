@@ -199,7 +199,8 @@ def summary(runs: Sequence[Run]) -> list[str]:
 def _card(name: str, model: str, examples: int, settings: FineTuning, found: FineTuned) -> str:
     """Return the model card of what was fine-tuned."""
     chosen, saved = found.chosen, found.saved
-    said = {key: value for key, value in asdict(settings).items() if key not in ("lr", "seed", "checkpoint_every", "measure_every")}
+    elsewhere = ("lr", "seed", "checkpoint_every", "measure_every")  # said below, or of no interest
+    said = {key: value for key, value in asdict(settings).items() if key not in elsewhere}
     return "\n".join(
         [
             f"# {name}",
