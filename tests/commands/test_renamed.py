@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
+from tinykron.commands import info
 from tinykron.commands.cli import FILES, VERBS, main
 from tinykron.commands.renamed import translated
 
@@ -48,7 +51,8 @@ def test_each_verb_is_a_file_that_is_read_when_it_is_asked_for(capsys, verb):
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and "--json" in said and FILES.get(verb, verb)
+    assert ended.value.code == 0 and "--json" in said
+    assert importlib.import_module(f"tinykron.commands.{FILES.get(verb, verb)}").options.__doc__.startswith("Add what")
     for line in said.splitlines():
         assert len(line) <= 100
 
@@ -73,3 +77,20 @@ def test_every_number_is_checked_in_the_same_words(capsys, line):
     assert main(line.split()) == 2
     [said] = capsys.readouterr().err.splitlines()
     assert said.startswith("tinykron: argument -") and ": found " in said and ", expected a " in said
+
+
+@pytest.mark.parametrize("verb", ["sort --exits 2", "grid --exits 2 --ranks 1", "finetune"])
+def test_a_count_beyond_all_memory_is_refused_by_its_limit(capsys, tmp_path, verb):
+    assert main([*verb.split(), "--batch", str(2**63 - 1), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "argument --batch: found 9223372036854775807, expected a whole number up to 1000000000" in said
+
+
+def test_too_little_memory_is_one_line(capsys, monkeypatch):
+    def greedy(options):
+        raise MemoryError("Unable to allocate 5 TiB")
+
+    monkeypatch.setattr(info, "run", greedy)
+    assert main(["info"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("tinykron: out of memory: Unable to allocate 5 TiB; lower --batch")

@@ -159,9 +159,11 @@ def test_a_part_of_a_batch_has_the_share_of_its_targets_that_count():
     ids_BT = np.arange(12).reshape(4, 3)
     targets_BT = np.array([[1, 2, 3], [-100, -100, 4], [-100] * 3, [5, 6, -100]])
     found = list(batches.parts(Batch(ids_BT, targets_BT, ids_BT + 1), 3))
-    assert [share for _, share in found] == [4 / 6, 0.0, 2 / 6]
-    assert [part.ids_BT.tolist() for part, _ in found] == [ids_BT[:2].tolist(), [[6, 7, 8]], [[9, 10, 11]]]
+    assert [share for _, share in found] == [4 / 6, 2 / 6]  # the part without a target that counts is left out
+    assert [part.ids_BT.tolist() for part, _ in found] == [ids_BT[:2].tolist(), [[9, 10, 11]]]
     assert all(np.array_equal(part.mask_BT, part.ids_BT + 1) and part.types_BT is None for part, _ in found)
+    alike = batches.parts(Batch(ids_BT, np.full_like(targets_BT, -100)), 3)  # beside a teacher alone
+    assert [share for _, share in alike] == [2 / 4, 1 / 4, 1 / 4]
     [(whole, share)] = batches.parts(Batch(ids_BT, targets_BT), 1)
     assert share == 1.0 and whole.ids_BT is ids_BT
 

@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TinykronError, OSError) as error:  # OSError: a full disk, say; its message names the file
         say(f"tinykron: {error}")
         return 2
+    except MemoryError as error:
+        say(f"tinykron: out of memory: {error}; lower --batch, --context or --tokens, whichever the verb has")
+        return 2
     except KeyboardInterrupt as stopped:
         known = isinstance(stopped, Interrupted)
         say("interrupted; the same command continues" if known else "\ntinykron: interrupted")

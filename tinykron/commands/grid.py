@@ -62,6 +62,6 @@ def run(options: argparse.Namespace) -> int:
 def _shares(text: str | None) -> tuple[float, ...]:
     """Return the numbers of ".5,1", 1 alone for None. Raises TinykronError for any other text."""
     try:
-        return (1.0,) if text is None else tuple(float(part) for part in text.split(","))
+        return (1.0,) if text is None else tuple(real("--widths", float(part)) for part in text.split(","))
     except ValueError:
         raise TinykronError(f"--widths: expected shares such as .5,1, found {text!r}") from None

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tinykron.errors import TinykronError, UntrainedExitWarning
-from tinykron.support.numbers import option, real, whole
+from tinykron.support.numbers import COUNTED, option, real, whole
 from tinykron.support.progress import say
 
-COUNT = option(whole, least=1)  # a whole number from 1 on
-NATURAL = option(whole)  # from 0 on
+COUNT = option(whole, least=1, most=COUNTED)  # a whole number from 1 on
+NATURAL = option(whole, most=COUNTED)  # from 0 on
+SEED = option(whole)
 POSITIVE = option(real, above=0.0)
 SHARE = option(real, least=0.0, most=1.0)
 LR = option(real, least=0.0)  # a learning rate
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 def common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Add what every verb takes; `defaults` for a verb below a verb."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: $TINYKRON_DEVICE, else cpu", **defaults)
-    parser.add_argument("--seed", type=NATURAL, metavar="N", help="of everything that is drawn (default 0)", **defaults)
+    parser.add_argument("--seed", type=SEED, metavar="N", help="of everything that is drawn (default 0)", **defaults)
     parser.add_argument("--json", action="store_true", help="print the result as JSON", **defaults)
 
 

@@ -167,7 +167,7 @@ def acceptance(p: Any, q: Any) -> Any:
 
 
 def residual(p_V: Any, q_V: Any) -> Any:
-    """Return the law of what p has over q; p itself where rounding leaves nothing, or p leaves nothing to chance."""
+    """Return the distribution of what p has over q; p itself where rounding or a certain p leaves nothing."""
     if isinstance(p_V, Certain):
         return p_V
     over_V = np.maximum(p_V - q_V, 0)

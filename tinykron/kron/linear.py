@@ -177,7 +177,7 @@ class KronModule(Module):
         return KronSum(self.a_RMN.data[:terms, :rows, :columns], self.b_RPQ.data[:terms])
 
     def first(self, terms: int | None = None, rows: int | None = None, columns: int | None = None) -> Self:
-        """Return a layer with the same parameters, of which so many terms, rows and columns of A count at most."""
+        """Return a layer with the same parameters, of which the first terms, rows and columns of A count."""
         made = copy.copy(self)
         pairs = zip((terms, rows, columns), self.factors.a.shape, strict=True)
         wanted = [size if count is None else min(count, size) for count, size in pairs]

@@ -84,7 +84,7 @@ def cut(model: AnyModule, exit: int | None = None, terms: int | None = None, wid
     """Return a part of a model as one of its own: its logits are those that `model` gives when asked for it.
 
     exit   keep so many blocks, the final norm and the head; None: all
-    terms  keep so many terms of each Kronecker sum; None: all
+    terms  keep the first of each Kronecker sum; None: all
     width  keep such a share of the MLPs' units; None: all
     The result shares nothing with `model`, and is as small as its numbers: save it as any other.
     Raises TinykronError, as the call does.

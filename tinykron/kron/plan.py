@@ -19,7 +19,7 @@ from tinykron.support.tables import Table
 
 @dataclass(frozen=True)
 class Choice:
-    """How one matrix is factorised. Raises ShapeError if the shape does not divide it, or has not so many terms.
+    """How one matrix is factorised. Raises ShapeError if the shape does not divide it, or has fewer terms.
 
     The first three say what is done; A of the shape of the matrix itself leaves it dense. The rest is what is known of
     it: None, or empty, where nobody looked.

@@ -10,13 +10,16 @@ from typing import Any
 from tinykron.errors import TinykronError
 
 LARGEST = 2**63 - 1  # of any number: what fits into 64 bits
+COUNTED = 10**9  # of what is counted, such as batches and steps: two of them multiplied still fit
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """Return a whole number in [least, most]. Raises TinykronError, naming what was found and what was expected."""
     most = LARGEST if most is None else most
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        limit = f"from {least} on" if most == LARGEST else f"from {least} to {most}"
+        limit = f"from {least} to {most}" if most < COUNTED else f"from {least} on"
+        if most >= COUNTED and type(value) is int and value > most:
+            limit = f"up to {most}"
         raise TinykronError(f"{name}: found {_shown(value)}, expected a whole number {limit}")
     return value
 

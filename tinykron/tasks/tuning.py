@@ -13,7 +13,7 @@ from tinykron.data.batch import Batch
 from tinykron.distill.objective import Distillation
 from tinykron.errors import TinykronError
 from tinykron.nn import Module
-from tinykron.support.numbers import real, whole
+from tinykron.support.numbers import COUNTED, real, whole
 from tinykron.tasks.features import Features, collate
 from tinykron.tasks.registry import LEAST_CONTEXT
 from tinykron.tensor import Tensor
@@ -45,7 +45,7 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulate"):
-            whole(f"fine-tuning setting {name}", getattr(self, name), 1)
+            whole(f"fine-tuning setting {name}", getattr(self, name), 1, COUNTED)
         whole("fine-tuning setting patience", self.patience)
         whole("fine-tuning setting context", self.context, LEAST_CONTEXT)
         real("fine-tuning setting warmup", self.warmup, 0.0, 1.0)

@@ -93,15 +93,18 @@ class Feed:
 def parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
     """Yield a batch in at most `count` parts of whole rows, each with its share of what a mean over the batch counts.
 
-    A target of -100 counts nothing: a part's share is that of its targets that count.
+    A target of -100 counts nothing: a part's share is that of its targets that count, and a part without any is left
+    out. Where no target of the batch counts, as beside a teacher alone, all rows count alike.
     """
     if count == 1:
         yield batch, 1.0
         return
     counting_B = (batch.targets != IGNORED).reshape(len(batch.targets), -1).sum(axis=1)
+    counting_B = counting_B if counting_B.any() else np.ones_like(counting_B)
     for rows in np.array_split(np.arange(len(batch.ids_BT)), min(count, len(batch.ids_BT))):
-        cut = [None if array is None else array[rows] for array in vars(batch).values()]
-        yield Batch(*cut), float(counting_B[rows].sum() / max(1, counting_B.sum()))  # type: ignore[arg-type]
+        if counting_B[rows].any():
+            cut = [None if array is None else array[rows] for array in vars(batch).values()]
+            yield Batch(*cut), float(counting_B[rows].sum() / counting_B.sum())  # type: ignore[arg-type]
 
 
 def digest_model(model: Module | None) -> str:

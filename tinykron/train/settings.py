@@ -8,7 +8,7 @@ from math import inf, isnan, nan
 
 from tinykron.errors import TinykronError
 from tinykron.optim import schedule
-from tinykron.support.numbers import real, whole
+from tinykron.support.numbers import COUNTED, LARGEST, real, whole
 
 LEAST = {  # of each setting that is a whole number
     "steps": 1, "batch": 1, "context": 1, "accumulate": 1, "split_batch": 1,
@@ -39,7 +39,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            whole(f"training setting {name}", getattr(self, name), least)
+            whole(f"training setting {name}", getattr(self, name), least, LARGEST if name == "seed" else COUNTED)
         for name in ("lr", "floor", "weight_decay"):
             real(f"training setting {name}", getattr(self, name), 0.0)
         real("training setting clip", self.clip, above=0.0)

@@ -267,7 +267,7 @@ def _mean_square(seen_SK: Array) -> float:
 
 
 def _least_loss(terms: np.ndarray, size: int, whole: float, square: float) -> np.ndarray:
-    """Return a bound on the loss of so many terms, from the sum of `size` numbers, and that of their squares.
+    """Return a bound on the loss of `terms` terms, from the sum of `size` numbers, and that of their squares.
 
     The largest k of them add up to at most k / size + sqrt(k (size - k) / size * (square - 1 / size)) of a whole of 1,
     for theirs and the others' means lie so far apart at most as the variance allows.
